@@ -1,0 +1,57 @@
+"""The four layers on Keras 3; `_layer.py` says what they are."""
+
+from __future__ import annotations
+
+import keras
+
+from tfgroupnorm import _layer
+
+if keras.backend.backend() != 'tensorflow':
+  raise ImportError(
+      'The layers of tfgroupnorm run on TensorFlow. Received: Keras with '
+      f'backend {keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow in '
+      'the environment before keras is imported, or "backend" in keras.json.'
+  )
+
+_register = keras.saving.register_keras_serializable(package='tfgroupnorm')
+
+
+@_register
+class GroupNorm(_layer.GroupNorm, keras.layers.Layer):
+  __doc__ = _layer.GroupNorm.__doc__
+  _keras = keras
+
+
+@_register
+class InstanceNorm(_layer.InstanceNorm, GroupNorm):
+  __doc__ = _layer.InstanceNorm.__doc__
+
+
+@_register
+class LayerNorm(_layer.LayerNorm, keras.layers.Layer):
+  __doc__ = _layer.LayerNorm.__doc__
+  _keras = keras
+
+
+@_register
+class HeadNorm(_layer.HeadNorm, keras.layers.Layer):
+  __doc__ = _layer.HeadNorm.__doc__
+  _keras = keras
+
+
+def custom_objects() -> dict[str, type]:
+  """Names under which saved models may know the layers, for `load_model`.
+
+  Importing this package suffices for its own layers. This map also answers for
+  the normalizations of TensorFlow Addons, so that old models load.
+
+  Returns:
+    A new dict, for the argument `custom_objects` of `keras.models.load_model`.
+
+  Example:
+
+  >>> from tfgroupnorm import custom_objects
+  >>> custom_objects()["Addons>GroupNormalization"].__name__
+  'GroupNorm'
+  """
+  return _layer.custom_objects(GroupNorm, InstanceNorm, LayerNorm, HeadNorm)
