@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING, Any
 # Looked at before TensorFlow is imported, because that imports Keras.
 if os.environ.get('KERAS_BACKEND', 'tensorflow') != 'tensorflow':
   raise ImportError(
-      'tfgroupnorm runs on TensorFlow. Received: KERAS_BACKEND='
-      f'{os.environ["KERAS_BACKEND"]}. Set KERAS_BACKEND=tensorflow, or unset '
-      'it, before importing keras or tfgroupnorm.'
+    'tfgroupnorm runs on TensorFlow. Received: KERAS_BACKEND='
+    f'{os.environ["KERAS_BACKEND"]}. Set KERAS_BACKEND=tensorflow, or unset '
+    'it, before importing keras or tfgroupnorm.'
   )
 
 if TYPE_CHECKING:
   from tfgroupnorm import functional, layers
   from tfgroupnorm.layers import (
-      GroupNorm,
-      HeadNorm,
-      InstanceNorm,
-      LayerNorm,
-      custom_objects,
+    GroupNorm,
+    HeadNorm,
+    InstanceNorm,
+    LayerNorm,
+    custom_objects,
   )
 
 __version__ = '0.1.0'
 
 __all__ = [
-    'GroupNorm',
-    'HeadNorm',
-    'InstanceNorm',
-    'LayerNorm',
-    'custom_objects',
-    'functional',
-    'layers',
+  'GroupNorm',
+  'HeadNorm',
+  'InstanceNorm',
+  'LayerNorm',
+  'custom_objects',
+  'functional',
+  'layers',
 ]
 
 

@@ -8,7 +8,6 @@ maths and its validation to `functional`. They are mixed into
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -20,26 +19,53 @@ from tfgroupnorm import functional
 _HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
 
 
-class Norm:
+def registered(keras, name: str):
+  """Class decorator: registers a layer, and lets Keras call it `name`.
+
+  Keras keys weight files and automatic layer names by `__name__`. With the name
+  of Keras' own layer there, `.weights.h5` files fit both ways and
+  `get_layer("group_normalization_3")` still finds it after a change of import.
+
+  Args:
+    keras: The generation: the module `keras` or `tf_keras`.
+    name: What `keras.layers` calls it.
+
+  Returns:
+    A decorator; it registers the class under its name in this package.
+  """
+
+  def decorate(cls):
+    cls.__name__ = name
+    register = keras.saving.register_keras_serializable
+    return register('tfgroupnorm', cls.__qualname__)(cls)
+
+  return decorate
+
+
+# A Keras layer, once mixed into one; which one, a type checker cannot know.
+_AnyLayer: Any = object
+
+
+class Norm(_AnyLayer):
   """Weights, dtype policy, masks and configuration of a normalization layer."""
 
   # The generation: the module `keras` or `tf_keras`.
   _keras: Any = None
 
   def __init__(
-      self,
-      *,
-      epsilon,
-      center,
-      scale,
-      beta_initializer,
-      gamma_initializer,
-      beta_regularizer,
-      gamma_regularizer,
-      beta_constraint,
-      gamma_constraint,
-      jit_compile,
-      **kwargs,
+    self,
+    *,
+    epsilon,
+    center,
+    scale,
+    beta_initializer,
+    gamma_initializer,
+    beta_regularizer,
+    gamma_regularizer,
+    beta_constraint,
+    gamma_constraint,
+    jit_compile,
+    **kwargs,
   ):
     # Inputs keep their dtype: rounding them to float16 before the mean is
     # subtracted would lose what the mean does not need.
@@ -89,22 +115,22 @@ class Norm:
     elif self._keras.__name__ == 'tf_keras':
       options['experimental_autocast'] = False
     return self.add_weight(
-        name=name,
-        shape=shape,
-        initializer=getattr(self, f'{name}_initializer'),
-        regularizer=getattr(self, f'{name}_regularizer'),
-        constraint=getattr(self, f'{name}_constraint'),
-        trainable=True,
-        **options,
+      name=name,
+      shape=shape,
+      initializer=getattr(self, f'{name}_initializer'),
+      regularizer=getattr(self, f'{name}_regularizer'),
+      constraint=getattr(self, f'{name}_constraint'),
+      trainable=True,
+      **options,
     )
 
   def __call__(self, inputs, *args, **kwargs):
     wanted = _generation(inputs)
     if wanted not in (None, self._keras.__name__):
       raise TypeError(
-          f'This {type(self).__name__} belongs to {self._keras.__name__}. '
-          f'Received: a symbolic tensor of {wanted}. Use `from '
-          f'{_HOMES[wanted]} import {type(self).__name__}` in that model.'
+        f'This {type(self).__qualname__} belongs to {self._keras.__name__}. '
+        f'Received: a symbolic tensor of {wanted}. Use `from '
+        f'{_HOMES[wanted]} import {type(self).__qualname__}` in that model.'
       )
     return super().__call__(inputs, *args, **kwargs)
 
@@ -115,13 +141,13 @@ class Norm:
       mask = getattr(inputs, '_keras_mask', None)
     compute_dtype = tf.as_dtype(self.compute_dtype)
     outputs = function(
-        _widened(tf.convert_to_tensor(inputs), compute_dtype),
-        self._parameter('gamma', gamma, self._owns_gamma),
-        self._parameter('beta', beta, self._owns_beta),
-        epsilon=self.epsilon,
-        mask=mask,
-        jit_compile=self.jit_compile,
-        **options,
+      _widened(tf.convert_to_tensor(inputs), compute_dtype),
+      self._parameter('gamma', gamma, self._owns_gamma),
+      self._parameter('beta', beta, self._owns_beta),
+      epsilon=self.epsilon,
+      mask=mask,
+      jit_compile=self.jit_compile,
+      **options,
     )
     outputs = tf.cast(outputs, compute_dtype)
     if mask is not None:
@@ -135,9 +161,9 @@ class Norm:
     if given is not None:
       option = {'gamma': 'scale', 'beta': 'center'}[name]
       raise ValueError(
-          f'`{name}` cannot be passed to a layer that owns one. Received: '
-          f'{name} for {type(self).__name__}({option}=True). Create the layer '
-          f'with {option}=False to pass {name} with each call.'
+        f'`{name}` cannot be passed to a layer that owns one. Received: '
+        f'{name} for {type(self).__qualname__}({option}=True). Create the '
+        f'layer with {option}=False to pass {name} with each call.'
       )
     weight = getattr(self, name)
     # A tensor, because a Keras 3 variable cannot be passed to a tf.function.
@@ -159,9 +185,9 @@ class Norm:
       return self._keras.activations.get(identifier)
     except (ValueError, TypeError) as error:
       raise ValueError(
-          f'Unknown activation. Received: {identifier!r}. Pass a callable, '
-          'None, "gelu_tanh", or the name of a function in '
-          f'{self._keras.__name__}.activations.'
+        f'Unknown activation. Received: {identifier!r}. Pass a callable, '
+        'None, "gelu_tanh", or the name of a function in '
+        f'{self._keras.__name__}.activations.'
       ) from error
 
   def _fusable(self, activation):
@@ -179,10 +205,10 @@ class Norm:
   def get_config(self):
     keras = self._keras
     config = {
-        'epsilon': self.epsilon,
-        'center': self.center,
-        'scale': self.scale,
-        'jit_compile': self.jit_compile,
+      'epsilon': self.epsilon,
+      'center': self.center,
+      'scale': self.scale,
+      'jit_compile': self.jit_compile,
     }
     for name in ('beta', 'gamma'):
       for kind in ('initializer', 'regularizer', 'constraint'):
@@ -196,8 +222,8 @@ def _as_list(shape) -> list[int | None]:
   shape = tf.TensorShape(shape)
   if shape.rank is None:
     raise ValueError(
-        'The rank of the input must be known. Received: a tensor of unknown '
-        'rank. Call `tf.ensure_shape` with None for each unknown size.'
+      'The rank of the input must be known. Received: a tensor of unknown '
+      'rank. Call `tf.ensure_shape` with None for each unknown size.'
     )
   return shape.as_list()
 
@@ -224,9 +250,9 @@ class GroupNorm(Norm):
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
 
   `mean` and biased `var` are taken for each sample over all positions and the
-  `channels / groups` adjacent channels of a group. Nothing depends on the batch:
-  training and inference are the same, at any batch size. Statistics are computed
-  in float32 (float64 for float64) and are exact where the mean is large.
+  `channels / groups` adjacent channels of a group. Nothing depends on the
+  batch: training and inference are the same, at any batch size. Statistics are
+  computed in float32 (float64 for float64), exactly where the mean is large.
 
   Arguments up to `gamma_constraint` are those of
   `keras.layers.GroupNormalization`, whose weights fit.
@@ -285,36 +311,36 @@ class GroupNorm(Norm):
   """
 
   def __init__(
-      self,
-      groups=32,
-      axis=-1,
-      epsilon=1e-3,
-      center=True,
-      scale=True,
-      beta_initializer='zeros',
-      gamma_initializer='ones',
-      beta_regularizer=None,
-      gamma_regularizer=None,
-      beta_constraint=None,
-      gamma_constraint=None,
-      *,
-      group_size=None,
-      activation=None,
-      jit_compile='auto',
-      **kwargs,
+    self,
+    groups=32,
+    axis=-1,
+    epsilon=1e-3,
+    center=True,
+    scale=True,
+    beta_initializer='zeros',
+    gamma_initializer='ones',
+    beta_regularizer=None,
+    gamma_regularizer=None,
+    beta_constraint=None,
+    gamma_constraint=None,
+    *,
+    group_size=None,
+    activation=None,
+    jit_compile='auto',
+    **kwargs,
   ):
     super().__init__(
-        epsilon=epsilon,
-        center=center,
-        scale=scale,
-        beta_initializer=beta_initializer,
-        gamma_initializer=gamma_initializer,
-        beta_regularizer=beta_regularizer,
-        gamma_regularizer=gamma_regularizer,
-        beta_constraint=beta_constraint,
-        gamma_constraint=gamma_constraint,
-        jit_compile=jit_compile,
-        **kwargs,
+      epsilon=epsilon,
+      center=center,
+      scale=scale,
+      beta_initializer=beta_initializer,
+      gamma_initializer=gamma_initializer,
+      beta_regularizer=beta_regularizer,
+      gamma_regularizer=gamma_regularizer,
+      beta_constraint=beta_constraint,
+      gamma_constraint=gamma_constraint,
+      jit_compile=jit_compile,
+      **kwargs,
     )
     self.groups, self.group_size = functional.check_groups(groups, group_size)
     self.axis = functional.check_channel_axis(axis)
@@ -322,9 +348,9 @@ class GroupNorm(Norm):
 
   def _grouping(self) -> dict[str, Any]:
     return {
-        'groups': self.groups,
-        'group_size': self.group_size,
-        'axis': self.axis,
+      'groups': self.groups,
+      'group_size': self.group_size,
+      'axis': self.axis,
     }
 
   def _layout(self, shape):
@@ -332,20 +358,20 @@ class GroupNorm(Norm):
 
   def call(self, inputs, mask=None, gamma=None, beta=None):
     return self._apply(
-        functional.group_norm,
-        inputs,
-        mask,
-        gamma,
-        beta,
-        activation=self._fusable(self.activation),
-        **self._grouping(),
+      functional.group_norm,
+      inputs,
+      mask,
+      gamma,
+      beta,
+      activation=self._fusable(self.activation),
+      **self._grouping(),
     )
 
   def get_config(self):
     return {
-        **super().get_config(),
-        **self._grouping(),
-        'activation': self._serialized_activation(self.activation),
+      **super().get_config(),
+      **self._grouping(),
+      'activation': self._serialized_activation(self.activation),
     }
 
 
@@ -355,8 +381,8 @@ class InstanceNorm(GroupNorm):
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
 
   `mean` and biased `var` are taken over all positions of one channel of one
-  sample. With `scale=False, center=False` and `gamma`, `beta` passed to the call
-  this is adaptive instance normalization (AdaIN).
+  sample. With `scale=False, center=False` and `gamma`, `beta` passed to the
+  call this is adaptive instance normalization (AdaIN).
 
   Args:
     axis: The axis of the channels, not the batch. Their number must be known.
@@ -406,37 +432,37 @@ class InstanceNorm(GroupNorm):
   """
 
   def __init__(
-      self,
-      axis=-1,
-      epsilon=1e-3,
-      center=True,
-      scale=True,
-      beta_initializer='zeros',
-      gamma_initializer='ones',
-      beta_regularizer=None,
-      gamma_regularizer=None,
-      beta_constraint=None,
-      gamma_constraint=None,
-      *,
-      activation=None,
-      jit_compile='auto',
-      **kwargs,
+    self,
+    axis=-1,
+    epsilon=1e-3,
+    center=True,
+    scale=True,
+    beta_initializer='zeros',
+    gamma_initializer='ones',
+    beta_regularizer=None,
+    gamma_regularizer=None,
+    beta_constraint=None,
+    gamma_constraint=None,
+    *,
+    activation=None,
+    jit_compile='auto',
+    **kwargs,
   ):
     super().__init__(
-        groups=-1,
-        axis=axis,
-        epsilon=epsilon,
-        center=center,
-        scale=scale,
-        beta_initializer=beta_initializer,
-        gamma_initializer=gamma_initializer,
-        beta_regularizer=beta_regularizer,
-        gamma_regularizer=gamma_regularizer,
-        beta_constraint=beta_constraint,
-        gamma_constraint=gamma_constraint,
-        activation=activation,
-        jit_compile=jit_compile,
-        **kwargs,
+      groups=-1,
+      axis=axis,
+      epsilon=epsilon,
+      center=center,
+      scale=scale,
+      beta_initializer=beta_initializer,
+      gamma_initializer=gamma_initializer,
+      beta_regularizer=beta_regularizer,
+      gamma_regularizer=gamma_regularizer,
+      beta_constraint=beta_constraint,
+      gamma_constraint=gamma_constraint,
+      activation=activation,
+      jit_compile=jit_compile,
+      **kwargs,
     )
 
   def get_config(self):
@@ -448,7 +474,7 @@ class InstanceNorm(GroupNorm):
   def from_config(cls, config):
     # TensorFlow Addons' InstanceNormalization saved its number of groups.
     return super().from_config(
-        {key: value for key, value in config.items() if key != 'groups'}
+      {key: value for key, value in config.items() if key != 'groups'}
     )
 
 
@@ -512,36 +538,44 @@ class LayerNorm(Norm):
     - [Zhang & Sennrich, 2019](https://arxiv.org/abs/1910.07467) (RMS)
   """
 
+  # What `LayerNorm(rms=True)` makes: a class that Keras calls by another name.
+  _rms_form: type | None = None
+
+  def __new__(cls, *args, **kwargs):
+    if kwargs.get('rms') and cls._rms_form is not None:
+      cls = cls._rms_form
+    return super().__new__(cls, *args, **kwargs)
+
   def __init__(
-      self,
-      axis=-1,
-      epsilon=1e-3,
-      center=True,
-      scale=True,
-      beta_initializer='zeros',
-      gamma_initializer='ones',
-      beta_regularizer=None,
-      gamma_regularizer=None,
-      beta_constraint=None,
-      gamma_constraint=None,
-      *,
-      rms=False,
-      activation=None,
-      jit_compile='auto',
-      **kwargs,
+    self,
+    axis=-1,
+    epsilon=1e-3,
+    center=True,
+    scale=True,
+    beta_initializer='zeros',
+    gamma_initializer='ones',
+    beta_regularizer=None,
+    gamma_regularizer=None,
+    beta_constraint=None,
+    gamma_constraint=None,
+    *,
+    rms=False,
+    activation=None,
+    jit_compile='auto',
+    **kwargs,
   ):
     super().__init__(
-        epsilon=epsilon,
-        center=center,
-        scale=scale,
-        beta_initializer=beta_initializer,
-        gamma_initializer=gamma_initializer,
-        beta_regularizer=beta_regularizer,
-        gamma_regularizer=gamma_regularizer,
-        beta_constraint=beta_constraint,
-        gamma_constraint=gamma_constraint,
-        jit_compile=jit_compile,
-        **kwargs,
+      epsilon=epsilon,
+      center=center,
+      scale=scale,
+      beta_initializer=beta_initializer,
+      gamma_initializer=gamma_initializer,
+      beta_regularizer=beta_regularizer,
+      gamma_regularizer=gamma_regularizer,
+      beta_constraint=beta_constraint,
+      gamma_constraint=gamma_constraint,
+      jit_compile=jit_compile,
+      **kwargs,
     )
     self.axis = functional.check_axis(axis)
     self.rms = rms
@@ -552,23 +586,23 @@ class LayerNorm(Norm):
 
   def call(self, inputs, mask=None, gamma=None, beta=None):
     return self._apply(
-        functional.layer_norm,
-        inputs,
-        mask,
-        gamma,
-        beta,
-        axis=self.axis,
-        rms=self.rms,
-        activation=self._fusable(self.activation),
+      functional.layer_norm,
+      inputs,
+      mask,
+      gamma,
+      beta,
+      axis=self.axis,
+      rms=self.rms,
+      activation=self._fusable(self.activation),
     )
 
   def get_config(self):
     axis = self.axis
     return {
-        **super().get_config(),
-        'axis': axis if isinstance(axis, int) else list(axis),
-        'rms': self.rms,
-        'activation': self._serialized_activation(self.activation),
+      **super().get_config(),
+      'axis': axis if isinstance(axis, int) else list(axis),
+      'rms': self.rms,
+      'activation': self._serialized_activation(self.activation),
     }
 
 
@@ -615,8 +649,7 @@ class HeadNorm(Norm):
     beta: Offset per sample, with a batch axis in front, if `center=False`.
 
   Input shape:
-    (batch, ..., heads * features), or any with heads on `head_axis` and features
-    last.
+    (batch, ..., heads * features); or heads on `head_axis`, features last.
 
   Output shape:
     That of the input, in the compute dtype of the layer.
@@ -643,40 +676,40 @@ class HeadNorm(Norm):
   """
 
   def __init__(
-      self,
-      num_heads=None,
-      head_axis=None,
-      epsilon=1e-3,
-      center=True,
-      scale=True,
-      beta_initializer='zeros',
-      gamma_initializer='ones',
-      beta_regularizer=None,
-      gamma_regularizer=None,
-      beta_constraint=None,
-      gamma_constraint=None,
-      *,
-      per_head=True,
-      rms=False,
-      gate_activation=None,
-      jit_compile='auto',
-      **kwargs,
+    self,
+    num_heads=None,
+    head_axis=None,
+    epsilon=1e-3,
+    center=True,
+    scale=True,
+    beta_initializer='zeros',
+    gamma_initializer='ones',
+    beta_regularizer=None,
+    gamma_regularizer=None,
+    beta_constraint=None,
+    gamma_constraint=None,
+    *,
+    per_head=True,
+    rms=False,
+    gate_activation=None,
+    jit_compile='auto',
+    **kwargs,
   ):
     super().__init__(
-        epsilon=epsilon,
-        center=center,
-        scale=scale,
-        beta_initializer=beta_initializer,
-        gamma_initializer=gamma_initializer,
-        beta_regularizer=beta_regularizer,
-        gamma_regularizer=gamma_regularizer,
-        beta_constraint=beta_constraint,
-        gamma_constraint=gamma_constraint,
-        jit_compile=jit_compile,
-        **kwargs,
+      epsilon=epsilon,
+      center=center,
+      scale=scale,
+      beta_initializer=beta_initializer,
+      gamma_initializer=gamma_initializer,
+      beta_regularizer=beta_regularizer,
+      gamma_regularizer=gamma_regularizer,
+      beta_constraint=beta_constraint,
+      gamma_constraint=gamma_constraint,
+      jit_compile=jit_compile,
+      **kwargs,
     )
     self.num_heads, self.head_axis = functional.check_heads(
-        num_heads, head_axis
+      num_heads, head_axis
     )
     self.per_head = per_head
     self.rms = rms
@@ -684,9 +717,9 @@ class HeadNorm(Norm):
 
   def _heads(self) -> dict[str, Any]:
     return {
-        'num_heads': self.num_heads,
-        'head_axis': self.head_axis,
-        'per_head': self.per_head,
+      'num_heads': self.num_heads,
+      'head_axis': self.head_axis,
+      'per_head': self.per_head,
     }
 
   def _layout(self, shape):
@@ -694,32 +727,32 @@ class HeadNorm(Norm):
 
   def call(self, inputs, mask=None, gate=None, gamma=None, beta=None):
     return self._apply(
-        functional.head_norm,
-        inputs,
-        mask,
-        gamma,
-        beta,
-        rms=self.rms,
-        gate=gate,
-        gate_activation=self._fusable(self.gate_activation),
-        **self._heads(),
+      functional.head_norm,
+      inputs,
+      mask,
+      gamma,
+      beta,
+      rms=self.rms,
+      gate=gate,
+      gate_activation=self._fusable(self.gate_activation),
+      **self._heads(),
     )
 
   def get_config(self):
     return {
-        **super().get_config(),
-        **self._heads(),
-        'rms': self.rms,
-        'gate_activation': self._serialized_activation(self.gate_activation),
+      **super().get_config(),
+      **self._heads(),
+      'rms': self.rms,
+      'gate_activation': self._serialized_activation(self.gate_activation),
     }
 
 
-def custom_objects(group_norm, instance_norm, layer_norm, head_norm):
+def custom_objects(group_norm, instance_norm, *others):
   """Names in saved models -> classes; see `layers.custom_objects`."""
-  layers = (group_norm, instance_norm, layer_norm, head_norm)
+  layers = (group_norm, instance_norm, *others)
   return {
-      **{f'tfgroupnorm>{layer.__name__}': layer for layer in layers},
-      **{layer.__name__: layer for layer in layers},
-      'Addons>GroupNormalization': group_norm,
-      'Addons>InstanceNormalization': instance_norm,
+    **{f'tfgroupnorm>{layer.__qualname__}': layer for layer in layers},
+    **{layer.__qualname__: layer for layer in layers},
+    'Addons>GroupNormalization': group_norm,
+    'Addons>InstanceNormalization': instance_norm,
   }

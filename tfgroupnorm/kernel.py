@@ -1,4 +1,4 @@
-"""The one kernel: statistics, normalize, affine, activation, and their gradient.
+"""The one kernel: statistics, normalize, affine, activation; their gradient.
 
     mean = k + delta                     an unevaluated sum, see `_statistics`
     xhat = ((x - k) - delta) * rsqrt(var + epsilon)
@@ -114,12 +114,12 @@ def _d_gelu_tanh(z):
 # name: (function, derivative), both of the pre-activation z, so that the
 # gradient can rebuild z from x and no tensor of its size is kept.
 ACTIVATIONS: dict[str | None, tuple[Callable, Callable]] = {
-    None: (tf.identity, tf.ones_like),
-    'relu': (tf.nn.relu, lambda z: tf.cast(z > 0, z.dtype)),
-    'sigmoid': (tf.sigmoid, _d_sigmoid),
-    'silu': (lambda z: z * tf.sigmoid(z), _d_silu),
-    'gelu': (_gelu, _d_gelu),
-    'gelu_tanh': (_gelu_tanh, _d_gelu_tanh),
+  None: (tf.identity, tf.ones_like),
+  'relu': (tf.nn.relu, lambda z: tf.cast(z > 0, z.dtype)),
+  'sigmoid': (tf.sigmoid, _d_sigmoid),
+  'silu': (lambda z: z * tf.sigmoid(z), _d_silu),
+  'gelu': (_gelu, _d_gelu),
+  'gelu_tanh': (_gelu_tanh, _d_gelu_tanh),
 }
 
 
@@ -556,7 +556,7 @@ def differentiable(run, spec, mask, *arguments):
       # Copies, because the graph of a gradient's gradient can reach tensors of
       # the graph of the gradient, but not those one further out.
       copies = tf.nest.map_structure(
-          tf.identity, (list(statistics), masks, *present)
+        tf.identity, (list(statistics), masks, *present)
       )
       return first_order(dy, *copies)
 
@@ -567,14 +567,14 @@ def differentiable(run, spec, mask, *arguments):
 
 @tf.autograph.experimental.do_not_convert
 def normalize(
-    x: tf.Tensor,
-    gamma: tf.Tensor | None = None,
-    beta: tf.Tensor | None = None,
-    *,
-    spec: Spec,
-    gate: tf.Tensor | None = None,
-    mask: tf.Tensor | None = None,
-    jit_compile: bool | str = 'auto',
+  x: tf.Tensor,
+  gamma: tf.Tensor | None = None,
+  beta: tf.Tensor | None = None,
+  *,
+  spec: Spec,
+  gate: tf.Tensor | None = None,
+  mask: tf.Tensor | None = None,
+  jit_compile: bool | str = 'auto',
 ) -> tf.Tensor:
   """Normalizes `x` as `spec` says, with a gradient of any order.
 

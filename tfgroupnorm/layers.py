@@ -8,32 +8,38 @@ from tfgroupnorm import _layer
 
 if keras.backend.backend() != 'tensorflow':
   raise ImportError(
-      'The layers of tfgroupnorm run on TensorFlow. Received: Keras with '
-      f'backend {keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow in '
-      'the environment before keras is imported, or "backend" in keras.json.'
+    'The layers of tfgroupnorm run on TensorFlow. Received: Keras with '
+    f'backend {keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow in '
+    'the environment before keras is imported, or "backend" in keras.json.'
   )
 
-_register = keras.saving.register_keras_serializable(package='tfgroupnorm')
 
-
-@_register
+@_layer.registered(keras, 'GroupNormalization')
 class GroupNorm(_layer.GroupNorm, keras.layers.Layer):
   __doc__ = _layer.GroupNorm.__doc__
   _keras = keras
 
 
-@_register
+@_layer.registered(keras, 'InstanceNormalization')
 class InstanceNorm(_layer.InstanceNorm, GroupNorm):
   __doc__ = _layer.InstanceNorm.__doc__
 
 
-@_register
+@_layer.registered(keras, 'LayerNormalization')
 class LayerNorm(_layer.LayerNorm, keras.layers.Layer):
   __doc__ = _layer.LayerNorm.__doc__
   _keras = keras
 
 
-@_register
+@_layer.registered(keras, 'RMSNormalization')
+class RMSNorm(LayerNorm):
+  """What `LayerNorm(rms=True)` is, so that Keras knows it by this name."""
+
+
+LayerNorm._rms_form = RMSNorm
+
+
+@_layer.registered(keras, 'HeadNormalization')
 class HeadNorm(_layer.HeadNorm, keras.layers.Layer):
   __doc__ = _layer.HeadNorm.__doc__
   _keras = keras
@@ -51,7 +57,9 @@ def custom_objects() -> dict[str, type]:
   Example:
 
   >>> from tfgroupnorm import custom_objects
-  >>> custom_objects()["Addons>GroupNormalization"].__name__
-  'GroupNorm'
+  >>> custom_objects()["Addons>GroupNormalization"]
+  <class 'tfgroupnorm.layers.GroupNorm'>
   """
-  return _layer.custom_objects(GroupNorm, InstanceNorm, LayerNorm, HeadNorm)
+  return _layer.custom_objects(
+    GroupNorm, InstanceNorm, LayerNorm, RMSNorm, HeadNorm
+  )

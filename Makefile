@@ -1,0 +1,49 @@
+# Each target first makes the virtual environment that it needs. PYTHON says of
+# which Python: `make PYTHON=python3.12 test-oldest`.
+PYTHON ?= python3
+
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+# Two targets may share an environment.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint clean
+
+help: ## Say what the targets do
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+demo: .venv/.examples ## Train on handwritten digits
+	.venv/bin/python examples/digits.py
+
+test: lint ## Lint, then run all tests
+	.venv/bin/python -m pytest -q -n 2
+
+test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
+	.venv-oldest/bin/python -m pytest -q -n 2
+
+lint: .venv/.test ## Check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+clean: ## Remove all that was made, environments too
+	rm -rf .venv .venv-oldest .build dist *.egg-info .*_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# pip comes into a new environment last: who has it is complete.
+.venv/bin/pip .venv-oldest/bin/pip:
+	$(PYTHON) -m venv $(@:/bin/pip=)
+
+# ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
+.venv/.%: setup.cfg pyproject.toml | .venv/bin/pip
+	.venv/bin/python -m pip install -q -e '.[$*]'
+	@touch $@
+
+.venv-oldest/.%: .venv-oldest/constraints.txt pyproject.toml
+	.venv-oldest/bin/python -m pip install -q -c $< -e '.[$*]'
+	@touch $@
+
+# Each lower bound in setup.cfg becomes the version to install.
+.venv-oldest/constraints.txt: setup.cfg | .venv-oldest/bin/pip
+	sed -n 's/^ *\([a-z-]*\) *>= *\([0-9.]*\)$$/\1==\2/p' setup.cfg > $@
+	@cat $@

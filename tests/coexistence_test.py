@@ -1,0 +1,106 @@
+"""Both generations of Keras side by side, and neither without need."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tf_keras
+
+import cases
+
+
+def python(code, **environment):
+  """Runs `code` in a process of its own."""
+  return subprocess.run(
+    [sys.executable, '-W', 'ignore', '-c', code],
+    env={**os.environ, **environment},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_in_one_process():
+  """Two models with the same layers, trained in turns, give the same."""
+  x = np.random.default_rng(0).normal(3, 2, (8, 6, 8)).astype('float32')
+  models = []
+  for module in (keras, tf_keras):
+    ours = cases.layers_of(module.__name__)
+    inputs = module.Input((6, 8))
+    y = ours.GroupNorm(4)(inputs)
+    y = ours.HeadNorm(2, rms=True)(ours.LayerNorm(activation='silu')(y))
+    model = module.Model(inputs, y)
+    model.compile(module.optimizers.SGD(0.1), 'mse')
+    models.append(model)
+  for _ in range(2):
+    for model in models:
+      model.fit(x, x, batch_size=4, shuffle=False, verbose=0)
+  predictions = [model.predict(x, verbose=0) for model in models]
+  np.testing.assert_allclose(*predictions, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'first, never',
+  [
+    ('import tfgroupnorm', 'tf_keras'),
+    ('from tfgroupnorm import GroupNorm, functional', 'tf_keras'),
+    ('import tfgroupnorm.functional', 'tfgroupnorm.layers'),
+    ('import tfgroupnorm.tf_keras', 'tfgroupnorm.layers'),
+    ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.layers'),
+  ],
+)
+def test_imports_no_more_than_asked_for(first, never):
+  result = python(f'{first}; import sys; assert {never!r} not in sys.modules')
+  assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+  'code', ['import tfgroupnorm', 'from tfgroupnorm import GroupNorm']
+)
+def test_another_backend(code):
+  result = python(code, KERAS_BACKEND='jax')
+  assert 'ImportError: tfgroupnorm runs on TensorFlow' in result.stderr
+  assert 'Received: KERAS_BACKEND=jax' in result.stderr
+  assert 'Set KERAS_BACKEND=tensorflow' in result.stderr
+
+
+def test_another_backend_in_the_configuration():
+  """As keras.json may have it, where no environment variable tells."""
+  result = python(
+    'import keras; keras.backend.backend = lambda: "numpy"\n'
+    'from tfgroupnorm import GroupNorm'
+  )
+  assert "Received: Keras with backend 'numpy'" in result.stderr
+  assert 'Set KERAS_BACKEND=tensorflow' in result.stderr
+
+
+def test_without_tf_keras():
+  result = python(
+    'import sys; sys.modules["tf_keras"] = None; import tfgroupnorm.tf_keras'
+  )
+  assert 'Run `pip install tf-keras`' in result.stderr
+
+
+def test_legacy_keras_in_tensorflow():
+  """Where tf.keras is Keras 2, `tfgroupnorm.tf_keras` serves it."""
+  result = python(
+    'import tensorflow as tf\n'
+    'from tfgroupnorm.tf_keras import GroupNorm\n'
+    'model = tf.keras.Sequential([tf.keras.Input((4, 8)), GroupNorm(2)])\n'
+    'print(model(tf.ones((1, 4, 8))).shape)',
+    TF_USE_LEGACY_KERAS='1',
+  )
+  assert '(1, 4, 8)' in result.stdout, result.stderr
+
+
+def test_public_names():
+  result = python(
+    'import tfgroupnorm as t\n'
+    'names = [n for n in dir(t) if not n.startswith("_")]\n'
+    'assert all(hasattr(t, n) for n in t.__all__)\n'
+    'assert set(t.__all__) <= set(names), names'
+  )
+  assert result.returncode == 0, result.stderr

@@ -1,0 +1,8 @@
+"""Set before TensorFlow is imported; shared helpers are in `cases`."""
+
+import os
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
+# The second Keras generation would reuse the name of the first one's mask.
+os.environ['KERAS_BACKEND'] = 'tensorflow'

@@ -1,0 +1,208 @@
+"""Exact at large means; constant groups give beta; outliers do no harm.
+
+Run this file with `-s` to see the table, beside Keras and, where it is
+installed, PyTorch.
+"""
+
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cases
+from tfgroupnorm import functional
+
+# mean, std -> largest error allowed, for groups of 8192 values.
+TABLE = {
+  (1e2, 1.0): 2e-6,
+  (1e4, 1.0): 5e-6,
+  (1e4, 1e-2): 2e-5,
+  (1e6, 1.0): 2e-5,
+}
+GROUPS = 8
+
+
+def sample(mean, std, seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(mean, std, (4, 32, 32, 8 * GROUPS)).astype('float32')
+
+
+def exact(x):
+  n, h, w, c = x.shape
+  x = x.astype('float64').reshape(n, h, w, GROUPS, c // GROUPS)
+  mean = x.mean((1, 2, 4), keepdims=True)
+  variance = ((x - mean) ** 2).mean((1, 2, 4), keepdims=True)
+  return ((x - mean) / np.sqrt(variance + 1e-5)).reshape(n, h, w, c)
+
+
+def error(y, x):
+  return np.abs(np.asarray(y, 'float64') - exact(x)).max()
+
+
+def through_torch(x):
+  import torch
+
+  x = torch.from_numpy(np.moveaxis(x, -1, 1).copy())
+  y = torch.nn.functional.group_norm(x, GROUPS, eps=1e-5)
+  return np.moveaxis(y.numpy(), 1, -1)
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize('mean, std', TABLE)
+def test_large_means(mean, std, jit_compile):
+  x = sample(mean, std)
+  y = functional.group_norm(
+    x, groups=GROUPS, epsilon=1e-5, jit_compile=jit_compile
+  )
+  assert error(y, x) <= TABLE[mean, std]
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize('mean, std', TABLE)
+def test_large_means_under_a_mask(mean, std, jit_compile):
+  x = sample(mean, std)
+  padded = np.concatenate([x, np.full_like(x, np.nan)], 1)
+  y = functional.group_norm(
+    padded,
+    groups=GROUPS,
+    epsilon=1e-5,
+    mask=np.arange(64)[None] < np.full((4, 1), 32),
+    jit_compile=jit_compile,
+  )
+  assert error(y[:, :32], x) <= TABLE[mean, std]
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize('mean, std', TABLE)
+def test_large_means_of_layers_and_heads(mean, std, jit_compile):
+  x = sample(mean, std).reshape(-1, 8192)
+  wanted = exact(x.reshape(-1, 1, 1, 8 * 8192)).reshape(x.shape)
+  y = functional.layer_norm(x, epsilon=1e-5, jit_compile=jit_compile)
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=TABLE[mean, std])
+  y = functional.head_norm(
+    x.reshape(-1, 2 * 8192), num_heads=2, epsilon=1e-5, jit_compile=jit_compile
+  )
+  np.testing.assert_allclose(
+    tf.reshape(y, x.shape), wanted, rtol=0, atol=TABLE[mean, std]
+  )
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize('mean, std', TABLE)
+def test_gradients_at_large_means(mean, std, jit_compile):
+  """dx of float32 against the same graph in float64."""
+
+  def gradient(x, dy):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = functional.group_norm(
+        x, groups=GROUPS, epsilon=1e-5, jit_compile=jit_compile
+      )
+      loss = tf.reduce_sum(y * dy)
+    return tape.gradient(loss, x).numpy()
+
+  x = tf.constant(sample(mean, std))
+  dy = tf.constant(sample(1.0, 1.0, seed=1))
+  wide = gradient(tf.cast(x, tf.float64), tf.cast(dy, tf.float64))
+  got = gradient(x, dy)
+  scale = np.abs(wide).max()
+  np.testing.assert_allclose(got, wide, rtol=0, atol=TABLE[mean, std] * scale)
+
+
+def test_print_the_table(capsys):
+  """Ours beside others: for the README and for whoever doubts it."""
+  has_torch = importlib.util.find_spec('torch') is not None
+  rows = ['mean, std       compiled    plain       keras       torch']
+  for mean, std in TABLE:
+    x = sample(mean, std)
+    ours = [
+      functional.group_norm(x, groups=GROUPS, epsilon=1e-5, jit_compile=jit)
+      for jit in (True, False)
+    ]
+    theirs = keras.layers.GroupNormalization(GROUPS, epsilon=1e-5)(x)
+    errors = [error(y, x) for y in (*ours, theirs)]
+    assert max(errors[:2]) < errors[2]
+    cells = [f'{e:.1e}' for e in errors]
+    cells.append(f'{error(through_torch(x), x):.1e}' if has_torch else '-')
+    name = f'{mean:g}, {std:g}'
+    rows.append(f'{name:16}' + ''.join(f'{cell:12}' for cell in cells))
+  with capsys.disabled():
+    print('\n\nlargest error against float64, groups of 8192 values')
+    print('\n'.join(rows))
+
+
+@pytest.mark.parametrize(
+  'case',
+  [case for case in cases.CASES if not case.rms],
+  ids=lambda case: case.name,
+)
+@cases.compiled_or_plain
+@pytest.mark.parametrize('value', [10000.1, -0.3, 1e-20])
+def test_a_constant_group_gives_beta(case, jit_compile, value):
+  x, gamma, beta = case.data()
+  y = case.function(
+    np.full_like(x, value), gamma, beta, jit_compile=jit_compile
+  )
+  wanted = case.function(
+    np.zeros_like(x), np.zeros_like(gamma), beta, jit_compile=False
+  )
+  np.testing.assert_allclose(y, wanted, rtol=1e-6, atol=0)
+  if case.activation is None:
+    np.testing.assert_array_equal(y, wanted)
+
+
+@cases.compiled_or_plain
+def test_a_large_constant_gives_beta(jit_compile):
+  x = np.full((2, 57, 61, 16), 10000.1, 'float32')
+  beta = np.linspace(-1, 1, 16).astype('float32')
+  y = functional.group_norm(x, beta=beta, groups=4, jit_compile=jit_compile)
+  np.testing.assert_array_equal(y, np.broadcast_to(beta, x.shape))
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize('where', ['first', 'last'])
+@pytest.mark.parametrize('kind', ['group', 'layer', 'row', 'mask'])
+def test_an_outlier_in_a_million(kind, where, jit_compile):
+  x = np.random.default_rng(0).normal(0, 1, (1, 128, 128, 64)).astype('f')
+  x[(0,) * 4 if where == 'first' else (-1,) * 4] = 1e4
+  run = {
+    'group': lambda: functional.group_norm(
+      x, groups=1, epsilon=1e-5, jit_compile=jit_compile
+    ),
+    'layer': lambda: functional.layer_norm(
+      x, axis=[1, 2, 3], epsilon=1e-5, jit_compile=jit_compile
+    ),
+    'row': lambda: functional.layer_norm(
+      x.reshape(1, -1), epsilon=1e-5, jit_compile=jit_compile
+    ),
+    'mask': lambda: functional.group_norm(
+      x,
+      groups=1,
+      epsilon=1e-5,
+      mask=np.ones((1, 128), bool),
+      jit_compile=jit_compile,
+    ),
+  }[kind]
+  wide = x.astype('float64')
+  wanted = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5)
+  got = np.reshape(run(), x.shape)
+  # Relative to each value, and to one thousandth of a deviation near zero.
+  relative = np.abs(got - wanted) / np.maximum(np.abs(wanted), 1e-3)
+  assert relative.max() <= 1e-4
+
+
+@cases.compiled_or_plain
+def test_float16_range(jit_compile):
+  """Float32 inputs beyond float16's range are no trouble to mixed_float16."""
+  x = np.random.default_rng(0).uniform(6e4, 7e4, (2, 6, 6, 16)).astype('f')
+  for generation in cases.GENERATIONS:
+    layer = cases.layers_of(generation).GroupNorm(
+      4, epsilon=1e-5, dtype='mixed_float16', jit_compile=jit_compile
+    )
+    y = layer(x)
+    assert y.dtype == tf.float16
+    case = cases.KINDS['GroupNorm']
+    wanted = case.formula(x.astype('float64'), None, None, epsilon=1e-5)
+    np.testing.assert_allclose(y, wanted, rtol=1e-3, atol=1e-3)

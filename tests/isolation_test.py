@@ -1,0 +1,102 @@
+"""One sample's values never touch another's, nor the past of the future's."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cases
+
+
+@cases.all_cases
+@cases.compiled_or_plain
+def test_other_samples_have_no_influence(case, jit_compile):
+  x, gamma, beta = case.data()
+  others = x.copy()
+  others[1:] = np.random.default_rng(9).normal(-50, 9, x[1:].shape)
+  y, z = (
+    case.function(a, gamma, beta, jit_compile=jit_compile).numpy()
+    for a in (x, others)
+  )
+  np.testing.assert_array_equal(y[0], z[0])
+  assert np.any(y[1] != z[1])
+
+
+@cases.all_cases
+@cases.compiled_or_plain
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_nan_stays_in_its_sample(case, jit_compile, bad):
+  x, gamma, beta = case.data()
+  dirty = x.copy()
+  dirty[(0,) * x.ndim] = bad
+  x, dirty = tf.constant(x), tf.constant(dirty)
+  results = []
+  for a in (x, dirty):
+    with tf.GradientTape() as tape:
+      tape.watch(a)
+      y = case.function(a, gamma, beta, jit_compile=jit_compile)
+    results.append((y.numpy(), tape.gradient(y, a).numpy()))
+  (y, dx), (z, dz) = results
+  np.testing.assert_array_equal(y[1:], z[1:])
+  np.testing.assert_array_equal(dx[1:], dz[1:])
+  assert np.isnan(z[0]).any()
+
+
+@cases.all_cases
+@cases.compiled_or_plain
+def test_a_batch_equals_its_samples(case, jit_compile):
+  _, gamma, beta = case.data()
+  x = np.random.default_rng(3).normal(3, 2, (8, *case.shape[1:])).astype('f')
+
+  def run(x):
+    return case.function(x, gamma, beta, jit_compile=jit_compile).numpy()
+
+  alone = np.concatenate([run(x[i : i + 1]) for i in range(8)])
+  np.testing.assert_allclose(run(x), alone, rtol=0, atol=2e-6)
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize(
+  'options, shape, time',
+  [
+    ({'num_heads': 3}, (2, 9, 12), 1),
+    ({'head_axis': -2}, (2, 9, 3, 4), 1),
+    ({'head_axis': 1}, (2, 3, 9, 4), 2),
+  ],
+)
+def test_heads_are_causal(options, shape, time, jit_compile):
+  """The steps before t are the same bit for bit, whatever comes at t."""
+  function = cases.KINDS['HeadNorm'].function
+  options = {'num_heads': None, **options, 'jit_compile': jit_compile}
+  x = np.random.default_rng(0).normal(3, 2, shape).astype('float32')
+  before = [slice(None)] * len(shape)
+  before[time] = slice(0, 5)
+  after = [slice(None)] * len(shape)
+  after[time] = slice(5, None)
+  changed = x.copy()
+  changed[tuple(after)] = 1e3
+  y, z = (function(a, **options).numpy() for a in (x, changed))
+  np.testing.assert_array_equal(y[tuple(before)], z[tuple(before)])
+  assert np.any(y[tuple(after)] != z[tuple(after)])
+
+
+def test_a_group_norm_over_time_is_not_causal():
+  """Why HeadNorm exists: what it replaces leaks the future."""
+  function = cases.KINDS['GroupNorm'].function
+  x = np.random.default_rng(0).normal(3, 2, (2, 9, 12)).astype('float32')
+  changed = x.copy()
+  changed[:, 5:] = 1e3
+  y, z = (function(a, groups=3).numpy() for a in (x, changed))
+  assert np.all(np.abs(y[:, :5] - z[:, :5]).max((1, 2)) > 0.1)
+
+
+@cases.one_of_each
+def test_heads_do_not_mix(case):
+  """Groups, too: a change in one leaves the others bit for bit."""
+  if case.kind == 'LayerNorm':
+    return
+  x, gamma, beta = case.data()
+  changed = x.copy()
+  changed[..., 0] += 1  # Channel 0 is in the first group, in every form.
+  y, z = (case.function(a, gamma, beta).numpy() for a in (x, changed))
+  np.testing.assert_array_equal(y[..., -1], z[..., -1])
+  assert np.any(y[..., 0] != z[..., 0])

@@ -1,0 +1,231 @@
+"""Where `jit_compile` compiles, and how often it traces."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from absl import logging
+
+import cases
+from tfgroupnorm import functional, kernel
+
+
+def compiled_functions(concrete):
+  """Functions inside a graph that XLA must compile."""
+  return [
+    f.signature.name
+    for f in concrete.graph.as_graph_def().library.function
+    if f.attr['_XlaMustCompile'].b
+  ]
+
+
+def traced(jit_compile, shape=(None, 4, 8), outer=None):
+  @tf.function(
+    input_signature=[tf.TensorSpec(shape)],
+    jit_compile=outer,
+    autograph=False,
+  )
+  def run(x):
+    return functional.group_norm(x, groups=2, jit_compile=jit_compile)
+
+  return run.get_concrete_function()
+
+
+@pytest.mark.parametrize(
+  'jit_compile, shape, compiled',
+  [
+    (True, (None, 4, 8), True),
+    (True, (None, None, 8), True),
+    (False, (2, 4, 8), False),
+    ('auto', (2, 4, 8), True),
+    ('auto', (None, 4, 8), True),
+    ('auto', (None, None, 8), False),
+  ],
+)
+def test_where_it_compiles(jit_compile, shape, compiled):
+  assert bool(compiled_functions(traced(jit_compile, shape))) == compiled
+
+
+@pytest.mark.parametrize('jit_compile', [True, False, 'auto'])
+def test_plain_inside_a_whole_graph_compilation(jit_compile):
+  assert not compiled_functions(traced(jit_compile, outer=True))
+  # Also in a function that is called in there, and in a branch.
+  inner = tf.function(
+    lambda x: functional.layer_norm(x, jit_compile=jit_compile),
+    autograph=False,
+  )
+
+  @tf.function(
+    input_signature=[tf.TensorSpec((2, 8))], jit_compile=True, autograph=False
+  )
+  def outer(x):
+    return tf.cond(tf.reduce_sum(x) > 0, lambda: inner(x), lambda: inner(-x))
+
+  assert not compiled_functions(outer.get_concrete_function())
+
+
+@pytest.mark.parametrize('jit_compile', [True, False, 'auto'])
+def test_plain_while_saving(jit_compile, tmp_path):
+  module = tf.Module()
+  module.run = tf.function(
+    lambda x: functional.layer_norm(x, jit_compile=jit_compile),
+    input_signature=[tf.TensorSpec((None, 8))],
+    autograph=False,
+  )
+  tf.saved_model.save(module, tmp_path)
+  assert b'_XlaMustCompile' not in saved_attributes(tmp_path)
+  x = tf.constant(np.random.default_rng(0).normal(3, 2, (4, 8)).astype('f'))
+  loaded = tf.saved_model.load(tmp_path)
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch(x)
+    y, z = loaded.run(x), functional.layer_norm(x)
+  np.testing.assert_allclose(y, z, rtol=0, atol=2e-6)
+  weight = tf.range(8.0)
+  np.testing.assert_allclose(
+    tape.gradient(y, x, y * weight),
+    tape.gradient(z, x, y * weight),
+    rtol=0,
+    atol=2e-5,
+  )
+
+
+def saved_attributes(path):
+  """The saved functions that XLA must compile, as text."""
+  from tensorflow.core.protobuf import saved_model_pb2
+
+  saved = saved_model_pb2.SavedModel()
+  saved.ParseFromString((path / 'saved_model.pb').read_bytes())
+  marked = [
+    f
+    for f in saved.meta_graphs[0].graph_def.library.function
+    if f.attr['_XlaMustCompile'].b
+    or any(n.attr['_XlaMustCompile'].b for n in f.node_def)
+  ]
+  return b'_XlaMustCompile' if marked else b''
+
+
+def test_plain_in_a_tpu_replica(monkeypatch):
+  class TPUStrategyV2:  # As TensorFlow names it inside.
+    pass
+
+  assert compiled_functions(traced(True))
+  monkeypatch.setattr(tf.distribute, 'get_strategy', TPUStrategyV2)
+  assert not compiled_functions(traced(True))
+  assert not compiled_functions(traced('auto'))
+
+
+def test_plain_where_the_device_has_no_xla(monkeypatch):
+  """As on the host of tensorflow-tpu, whose CPU has no compiler."""
+  monkeypatch.setattr(kernel, '_device_compiles', lambda device: False)
+  assert not compiled_functions(traced('auto'))
+  assert compiled_functions(traced(True))
+  x = np.random.default_rng(0).normal(3, 2, (2, 8)).astype('float32')
+  case = cases.KINDS['LayerNorm']
+  np.testing.assert_allclose(
+    functional.layer_norm(x),
+    case.formula(x.astype('float64'), None, None),
+    rtol=0,
+    atol=4e-6,
+  )
+
+
+def test_the_probe_survives_a_failing_compiler(monkeypatch):
+  def fails(*_):
+    raise tf.errors.NotFoundError(None, None, 'no transfer manager for Host')
+
+  said = []
+  monkeypatch.setattr(kernel, 'compiled', fails)
+  monkeypatch.setattr(logging, 'info', lambda *args: said.append(args))
+  assert not kernel._device_compiles.__wrapped__('CPU')
+  assert 'no transfer manager' in str(said[0][-1])
+
+
+def test_the_probe_finds_this_cpu_able():
+  assert kernel._device_compiles.__wrapped__('CPU')
+
+
+TRACES = """
+import numpy as np, tensorflow as tf
+import tfgroupnorm
+from tfgroupnorm import kernel
+
+layer = tfgroupnorm.GroupNorm(4)
+shapes = [(2, 4, 4, 8), (3, 4, 4, 8), (2, 6, 6, 8)]
+for i in range(100):
+  layer(np.ones(shapes[i % 3], 'float32'))
+  counts = [
+      f.experimental_get_tracing_count()
+      for f in (kernel.differentiable, kernel.compiled)
+  ]
+  if i in (0, 1, 2, 3, 99):
+    print(i + 1, *counts)
+"""
+
+
+def test_one_trace_for_each_shape():
+  """100 calls over 3 shapes: 3 traces, all of them at the first 3 calls.
+
+  `compiled` has one more, the probe of the device.
+  """
+  result = subprocess.run(
+    [sys.executable, '-c', TRACES], capture_output=True, text=True, check=True
+  )
+  print(result.stdout)
+  counts = [list(map(int, line.split())) for line in result.stdout.splitlines()]
+  assert counts == [[1, 1, 2], [2, 2, 3], [3, 3, 4], [4, 3, 4], [100, 3, 4]]
+
+
+@cases.one_of_each
+@cases.both_kerases
+def test_no_retrace_on_a_second_call(case, generation):
+  """Not of a twin layer, nor of its gradient, either."""
+
+  def step(layer):
+    x = tf.constant(case.data()[0])
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = layer(x)
+    tape.gradient(y, x)
+
+  def count():
+    return [
+      f.experimental_get_tracing_count()
+      for f in (kernel.differentiable, kernel.compiled)
+    ]
+
+  step(case.layer(generation))
+  before = count()
+  layer = case.layer(generation)
+  for _ in range(3):
+    step(layer)
+  assert count() == before
+
+
+@pytest.mark.parametrize('activation', [None, 'gelu'])
+@cases.compiled_or_plain
+def test_kept_for_the_gradient(jit_compile, activation):
+  """The input and small statistics; no second tensor of its size."""
+  x = tf.random.normal((2, 16, 16, 32), seed=0)
+  dy = tf.random.normal(x.shape, seed=1)
+
+  @tf.function(autograph=False)
+  def step(x, dy, gamma):
+    with tf.GradientTape() as tape:
+      tape.watch([x, gamma])
+      y = functional.group_norm(
+        x, gamma, groups=4, activation=activation, jit_compile=jit_compile
+      )
+    gradients = tape.gradient(y, [x, gamma], dy)
+    graph = tf.compat.v1.get_default_graph()
+    _, backward = [
+      op for op in graph.get_operations() if op.type == 'PartitionedCall'
+    ]
+    return gradients, list(backward.inputs)
+
+  _, kept = step(x, dy, tf.ones(32))
+  large = [t for t in kept if t.shape.num_elements() > 100]
+  assert len(large) >= 2
+  for t in large:
+    assert np.array_equal(t, x) or np.array_equal(t, dy)

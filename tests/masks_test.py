@@ -1,0 +1,159 @@
+"""Masked positions count for nothing, come out as 0 and get no gradient."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cases
+import reference
+
+GARBAGE = [np.nan, np.inf, -np.inf, 3e38]
+
+
+def lay(mask, case):
+  """The mask, to be broadcast with the input."""
+  taken = list(mask.shape)
+  shape = []
+  axis_of = {
+    'GroupNorm': 'axis',
+    'InstanceNorm': 'axis',
+    'HeadNorm': 'head_axis',
+  }
+  skip = case.options.get(axis_of.get(case.kind, ''), None)
+  for i in range(len(case.shape)):
+    excluded = skip is not None and i == skip % len(case.shape)
+    shape.append(taken.pop(0) if taken and not excluded else 1)
+  return np.broadcast_to(mask.reshape(shape), case.shape)
+
+
+def problem(case, garbage=0.0):
+  x, gamma, beta = case.data()
+  mask = case.mask()
+  dirty = np.where(lay(mask, case), x, np.float32(garbage))
+  return x, dirty, gamma, beta, mask
+
+
+@cases.all_cases
+@cases.compiled_or_plain
+@pytest.mark.parametrize('garbage', GARBAGE)
+def test_values(case, jit_compile, garbage):
+  x, dirty, gamma, beta, mask = problem(case, garbage)
+  y = case.function(dirty, gamma, beta, mask=mask, jit_compile=jit_compile)
+  wanted = case.reference(*cases.wide(x, gamma, beta), mask=mask)
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
+  assert not np.any(y.numpy()[~lay(mask, case)])
+
+
+@cases.all_cases
+@cases.compiled_or_plain
+@pytest.mark.parametrize('garbage', [np.nan, np.inf])
+def test_gradients(case, jit_compile, garbage):
+  x, dirty, gamma, beta, mask = problem(case, garbage)
+  dy = np.random.default_rng(5).normal(1, 1, x.shape).astype('float32')
+  # Nothing that a later layer makes of padding may come back.
+  dirty_dy = np.where(lay(mask, case), dy, np.float32(garbage))
+  arguments = [tf.constant(a) for a in (dirty, gamma, beta) if a is not None]
+  with tf.GradientTape() as tape:
+    tape.watch(arguments)
+    y = case.function(*arguments, mask=mask, jit_compile=jit_compile)
+  got = tape.gradient(y, arguments, dirty_dy)
+  wide = cases.wide(*(a for a in (x, gamma, beta) if a is not None))
+  wanted = reference.vjp(
+    lambda *a: case.reference(*a, mask=mask), wide, dy * lay(mask, case)
+  )
+  for g, w in zip(got, wanted, strict=True):
+    np.testing.assert_allclose(g, w, rtol=0, atol=2e-5)
+  assert not np.any(got[0].numpy()[~lay(mask, case)])
+
+
+@cases.one_of_each
+@cases.compiled_or_plain
+def test_fully_masked_sample(case, jit_compile):
+  x, gamma, beta = case.data()
+  mask = case.mask()
+  mask[0] = False
+  x = tf.constant(np.where(lay(mask, case), x, np.float32(np.nan)))
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = case.function(x, gamma, beta, mask=mask, jit_compile=jit_compile)
+  assert not np.any(y[0])
+  assert np.all(np.isfinite(y)) and np.any(y[1])
+  assert not np.any(tape.gradient(y, x)[0])
+
+
+@cases.all_cases
+def test_a_full_mask_changes_nothing(case):
+  x, gamma, beta = case.data()
+  mask = np.ones_like(case.mask())
+  np.testing.assert_allclose(
+    case.function(x, gamma, beta, mask=mask),
+    case.function(x, gamma, beta),
+    rtol=0,
+    atol=2e-6,
+  )
+
+
+@pytest.mark.parametrize('dtype', ['bool', 'int32', 'float32'])
+def test_numbers_as_a_mask(dtype):
+  case = cases.KINDS['GroupNorm']
+  x, gamma, beta = case.data()
+  np.testing.assert_array_equal(
+    case.function(x, gamma, beta, mask=case.mask().astype(dtype)),
+    case.function(x, gamma, beta, mask=case.mask()),
+  )
+
+
+def padded_batch(generation):
+  """A model's input of tokens, 0 for padding, and what it embeds to."""
+  keras = __import__(generation)
+  tokens = np.array([[3, 1, 2, 0, 0], [4, 4, 0, 0, 0], [1, 2, 3, 4, 2]])
+  return keras, tokens, keras.layers.Embedding(5, 8, mask_zero=True)
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('kind', ['GroupNorm', 'LayerNorm', 'HeadNorm'])
+def test_keras_passes_the_mask_on(generation, kind):
+  keras, tokens, embedding = padded_batch(generation)
+  layer = cases.KINDS[kind].layer(
+    generation,
+    **{
+      'GroupNorm': {'groups': 2, 'axis': -1},
+      'LayerNorm': {'axis': -1},
+      'HeadNorm': {'num_heads': 2},
+    }[kind],
+  )
+  inputs = keras.Input((None,), dtype='int32')
+  hidden = layer(embedding(inputs))
+  pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+  model = keras.Model(inputs, [hidden, pooled])
+  hidden, pooled = model(tokens)
+  valid = tokens != 0
+  assert not np.any(hidden.numpy()[~valid]) and np.any(hidden)
+  # The pooling leaves masked steps out only if the mask has reached it.
+  wanted = hidden.numpy().sum(1) / valid.sum(1, keepdims=True)
+  np.testing.assert_allclose(pooled, wanted, rtol=1e-5, atol=1e-6)
+  # And padding has had no influence.
+  alone = model(tokens[1:2, :2])[0]
+  np.testing.assert_allclose(hidden[1:2, :2], alone, rtol=0, atol=2e-6)
+
+
+@cases.both_kerases
+def test_an_explicit_mask_travels_on(generation):
+  keras, tokens, _ = padded_batch(generation)
+  x = np.random.default_rng(0).normal(1, 1, (3, 5, 8)).astype('float32')
+  valid = tokens != 0
+  y = cases.KINDS['GroupNorm'].layer(generation, groups=2)(x, mask=valid)
+  pooled = keras.layers.GlobalAveragePooling1D()(y)
+  wanted = y.numpy().sum(1) / valid.sum(1, keepdims=True)
+  np.testing.assert_allclose(pooled, wanted, rtol=1e-5, atol=1e-6)
+
+
+@cases.both_kerases
+def test_the_mask_is_used_beside_other_tensors(generation):
+  keras, tokens, embedding = padded_batch(generation)
+  layer = cases.KINDS['GroupNorm'].layer(generation, groups=2, scale=False)
+  inputs = keras.Input((None,), dtype='int32')
+  gamma = keras.Input((8,))
+  model = keras.Model([inputs, gamma], layer(embedding(inputs), gamma=gamma))
+  y = model([tokens, np.full((3, 8), 2.0, 'float32')]).numpy()
+  assert not np.any(y[tokens == 0]) and np.any(y)
