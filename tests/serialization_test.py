@@ -154,7 +154,8 @@ def test_files_in_a_fresh_process(generation, name, tmp_path):
       '-c',
       LOAD,
       generation,
-      cases.GENERATIONS[generation],
+      # What a user has to import before loading.
+      {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}[generation],
       str(path),
       str(tmp_path / 'x.npy'),
       str(tmp_path / 'y.npy'),
@@ -239,6 +240,16 @@ def test_automatic_names_are_those_of_keras(generation):
   assert layers.LayerNorm().name == 'layer_normalization'
   assert layers.LayerNorm(rms=True).name == 'rms_normalization'
   assert isinstance(layers.LayerNorm(rms=True), layers.LayerNorm)
+
+
+@cases.both_kerases
+def test_a_subclass_stays_itself(generation):
+  class Mine(cases.layers_of(generation).LayerNorm):
+    pass
+
+  assert type(Mine(rms=True)) is Mine
+  assert type(Mine()) is Mine
+  assert Mine(name='norm').get_config()['name'] == 'norm'
 
 
 # --- Old models of TensorFlow Addons ---

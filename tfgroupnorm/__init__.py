@@ -19,6 +19,8 @@ if os.environ.get('KERAS_BACKEND', 'tensorflow') != 'tensorflow':
     'it, before importing keras or tfgroupnorm.'
   )
 
+import keras
+
 if TYPE_CHECKING:
   from tfgroupnorm import functional, layers
   from tfgroupnorm.layers import (
@@ -54,3 +56,20 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
   return sorted([*globals(), *__all__])
+
+
+def _on_demand(name: str) -> type:
+  """What Keras finds under a layer's name until `layers` is imported."""
+
+  def from_config(config):
+    layers = importlib.import_module('tfgroupnorm.layers')
+    return getattr(layers, name).from_config(config)
+
+  return type(name, (), {'from_config': staticmethod(from_config)})
+
+
+# So that `import tfgroupnorm` is enough for `keras.models.load_model`.
+for _name in ('GroupNorm', 'InstanceNorm', 'LayerNorm', 'RMSNorm', 'HeadNorm'):
+  keras.saving.get_custom_objects().setdefault(
+    f'tfgroupnorm>{_name}', _on_demand(_name)
+  )

@@ -538,13 +538,11 @@ class LayerNorm(Norm):
     - [Zhang & Sennrich, 2019](https://arxiv.org/abs/1910.07467) (RMS)
   """
 
-  # What `LayerNorm(rms=True)` makes: a class that Keras calls by another name.
-  _rms_form: type | None = None
-
   def __new__(cls, *args, **kwargs):
-    if kwargs.get('rms') and cls._rms_form is not None:
-      cls = cls._rms_form
-    return super().__new__(cls, *args, **kwargs)
+    # `LayerNorm(rms=True)` makes what Keras calls by another name. A subclass
+    # of a user's makes itself.
+    form = vars(cls).get('_rms_form') if kwargs.get('rms') else None
+    return super().__new__(form or cls, *args, **kwargs)
 
   def __init__(
     self,

@@ -511,46 +511,61 @@ def _form(spec: Spec, run: Callable, x: tf.Tensor) -> Spec:
 
 
 @functools.partial(tf.function, autograph=False)
-def differentiable(run, spec, mask, *arguments):
-  """`forward` through `run`, with `backward` as its gradient, of any order.
+def _backward_of_backward(spec, arguments, mask, dy, upstream):
+  """Gradients of `backward` with respect to `dy` and the given `arguments`.
 
-  A `tf.function` of its own, because gradient tapes cannot see inside one: a
-  tape would differentiate `compiled` by itself, and so make it return, and
-  keep, every intermediate tensor. Forward mode needs it too: TensorFlow ignores
-  a custom gradient in the graph where a `ForwardAccumulator` is at work.
+  Rebuilt from `x` by differentiable ops, so that any order follows. A
+  `tf.function` for its graph: a `ForwardAccumulator` at work stops the tapes
+  that would do this eagerly, but not symbolic gradients.
   """
+  wanted = [dy, *(t for t in arguments if t is not None)]
+  with tf.GradientTape() as tape:
+    tape.watch(wanted)
+    first = backward(spec, *arguments, mask, None, dy)
+    first = [t for t in first if t is not None]
+  if tf.executing_eagerly():  # Only under `tf.config.run_functions_eagerly`.
+    return tape.gradient(first, wanted, upstream)
+  return tf.gradients(first, wanted, upstream)
+
+
+def _differentiable(run, spec, mask, *arguments):
+  """`forward` through `run`, with `backward` as its gradient, of any order."""
   given = [t is not None for t in arguments]
   masks = [] if mask is None else [mask]
 
-  def fill(present, masks):
+  def fill(present):
     present = iter(present)
-    return [next(present) if g else None for g in given] + (masks or [None])
+    return [next(present) if g else None for g in given]
 
-  def keep(gradients):
-    return [t for t, g in zip(gradients, given, strict=True) if g]
+  def only_mask(masks):
+    return masks[0] if masks else None
+
+  def hidden(*tensors):
+    # From gradient tapes: one would differentiate `compiled` by itself, which
+    # then returns, and keeps, every intermediate tensor. In a graph no tape
+    # sees inside the function that this is part of.
+    if not tf.executing_eagerly():
+      return tensors
+    return [None if t is None else tf.stop_gradient(t) for t in tensors]
 
   @tf.custom_gradient
   def first_order(dy, statistics, masks, *present):
-    gradients = run(backward, spec, *fill(present, masks), statistics, dy)
+    operands = hidden(*fill(present), only_mask(masks))
+    gradients = run(backward, spec, *operands, hidden(*statistics), *hidden(dy))
 
     def second_order(*upstream):
-      # Rebuilt from x by differentiable ops, so that any order follows.
-      wanted = [dy, *present]
-      with tf.GradientTape() as tape:
-        tape.watch(wanted)
-        again = keep(backward(spec, *fill(present, masks), None, dy))
-      if tf.executing_eagerly():
-        results = tape.gradient(again, wanted, list(upstream))
-      else:  # Forward mode stops tapes; symbolic gradients do not mind.
-        results = tf.gradients(again, wanted, list(upstream))
+      results = _backward_of_backward(
+        spec, fill(present), only_mask(masks), dy, list(upstream)
+      )
       nothing = [None for _ in (*statistics, *masks)]
       return [results[0], *nothing, *results[1:]]
 
-    return keep(gradients), second_order
+    return [t for t in gradients if t is not None], second_order
 
   @tf.custom_gradient
   def zeroth_order(*present):
-    y, statistics = run(forward, spec, *fill(present, masks))
+    operands = hidden(*fill(present), mask)
+    y, statistics = run(forward, spec, *operands)
 
     def gradient(dy):
       # Copies, because the graph of a gradient's gradient can reach tensors of
@@ -562,7 +577,14 @@ def differentiable(run, spec, mask, *arguments):
 
     return y, gradient
 
-  return zeroth_order(*keep(arguments))
+  return zeroth_order(*(t for t in arguments if t is not None))
+
+
+# In a graph it is a function of its own, into which tapes cannot see. Forward
+# mode needs that too: TensorFlow ignores a custom gradient in the very graph
+# where a `ForwardAccumulator` is at work. Eagerly it must not be one, because
+# TensorFlow's gradients of functions are not thread-safe at the first call.
+differentiable = tf.function(_differentiable, autograph=False)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -603,5 +625,6 @@ def normalize(
   else:
     run = _runner(jit_compile, x)
     spec = _form(spec, run, x)
-    y = differentiable(run, spec, mask, x, gamma, beta, gate)
+    attach = _differentiable if tf.executing_eagerly() else differentiable
+    y = attach(run, spec, mask, x, gamma, beta, gate)
   return y

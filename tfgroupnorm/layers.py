@@ -48,7 +48,7 @@ class HeadNorm(_layer.HeadNorm, keras.layers.Layer):
 def custom_objects() -> dict[str, type]:
   """Names under which saved models may know the layers, for `load_model`.
 
-  Importing this package suffices for its own layers. This map also answers for
+  `import tfgroupnorm` suffices for its own layers. This map also answers for
   the normalizations of TensorFlow Addons, so that old models load.
 
   Returns:

@@ -1,0 +1,47 @@
+"""The code in the README runs."""
+
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfgroupnorm
+from tfgroupnorm import functional
+
+README = pathlib.Path(__file__).parent.parent / 'README.md'
+BLOCKS = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize('code', BLOCKS, ids=range(len(BLOCKS)))
+def test_code(code):
+  rng = np.random.default_rng(0)
+  names = {
+    **vars(tfgroupnorm.layers),
+    'x': tf.constant(rng.normal(3, 2, (2, 5, 32)).astype('float32')),
+    'mask': np.arange(5)[None] < np.array([[3], [5]]),
+    'g': tf.ones((2, 32)),
+    'b': tf.zeros((2, 32)),
+  }
+  gate = 'gate_activation' in code
+  if gate:  # Each block means something else by g.
+    code, last = code.rsplit('\n', 2)[:2]
+    exec(last, {**names, 'g': names['x']})
+  exec(code, names)
+  if 'model' in names:
+    model = names['model']
+    images = rng.normal(size=(4, 32, 32, 3)).astype('float32')
+    model.fit(images, np.arange(4), verbose=0)
+    assert model(images).shape == (4, 10)
+    assert isinstance(model, keras.Model)
+
+
+def test_torch_epsilon():
+  """The migration table: GroupNorm of torch, by hand, channels first."""
+  x = np.random.default_rng(0).normal(1, 1, (2, 10, 3, 3))
+  y = functional.group_norm(x, groups=2, axis=1, epsilon=1e-5)
+  group = x[0, :5]
+  wanted = (x[0, 0, 0, 1] - group.mean()) / np.sqrt(group.var() + 1e-5)
+  np.testing.assert_allclose(y[0, 0, 0, 1], wanted, rtol=0, atol=1e-12)
