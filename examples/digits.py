@@ -90,7 +90,7 @@ for stem in stems:
   predictions[pathlib.Path(stem).name + '/SavedModel'] = probabilities
 
 import keras
-import tfgroupnorm.layers
+import tfgroupnorm
 
 for stem in stems:
   model = keras.models.load_model(stem + '.keras')
