@@ -4,5 +4,5 @@ import os
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
-# The second Keras generation would reuse the name of the first one's mask.
+# Whatever the environment says: that another backend is refused has its test.
 os.environ['KERAS_BACKEND'] = 'tensorflow'

@@ -535,6 +535,26 @@ def test_unknown_rank():
     run.get_concrete_function()
 
 
+@cases.both_kerases
+def test_layer_of_something_else(generation):
+  for value, dtype in ((1j, 'complex128'), ('a', 'string')):
+    layer = cases.layers_of(generation).LayerNorm()
+    with pytest.raises(TypeError, match=f'`x` must be real numbers.*{dtype}'):
+      layer(tf.constant([[value, value]]))
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('name', ['center', 'scale', 'rms', 'per_head'])
+def test_flags(generation, name):
+  layer = cases.layers_of(generation).HeadNorm
+  for value in ('no', 1, None):
+    with pytest.raises(
+      TypeError, match=f'`{name}` must be True or False. Received: {name}='
+    ):
+      layer(2, **{name: value})
+  assert layer(2, **{name: np.True_}).get_config()[name] is True
+
+
 @cases.one_of_each
 def test_symbolic_tensor_of_the_other_keras(case):
   keras3, keras2 = keras.Input((5, 4, 12)), tf_keras.Input((5, 4, 12))

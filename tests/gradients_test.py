@@ -139,6 +139,37 @@ def test_second_order_in_a_graph(case, jit_compile, compiled_around):
 
 
 @cases.one_of_each
+def test_second_order_in_a_loop_that_is_compiled(case):
+  """Several steps of a critic with a gradient penalty, in one function."""
+  x, *parameters = tensors(problem(case, 'float64')[0])
+
+  def penalty(x):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = tf.reduce_sum(case.function(x, *parameters) ** 3)
+    return tf.reduce_sum(tape.gradient(y, x) ** 2)
+
+  @tf.function(jit_compile=True, autograph=False)
+  def loop(x):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      _, total = tf.while_loop(
+        lambda i, _: i < 2,
+        lambda i, total: (i + 1, total + penalty(x)),
+        (0, tf.zeros([], x.dtype)),
+        maximum_iterations=2,
+      )
+    return tape.gradient(total, x)
+
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    total = 2 * penalty(x)
+  wanted = tape.gradient(total, x)
+  assert np.any(wanted)
+  check([loop(x)], [wanted.numpy()], 1e-9)
+
+
+@cases.one_of_each
 def test_third_order(case):
   arguments, dy, tangents = problem(case, 'float64')
   x, *parameters = tensors(arguments)
@@ -198,8 +229,7 @@ def test_forward_mode_in_a_graph(case, jit_compile):
 
 
 @cases.one_of_each
-@cases.compiled_or_plain
-def test_forward_over_reverse(case, jit_compile):
+def test_forward_over_reverse(case, jit_compile=True):
   arguments, dy, tangents = problem(case, 'float64')
   tensors_, tangents_ = tensors(arguments), tensors(tangents)
   with tf.autodiff.ForwardAccumulator(tensors_, tangents_) as accumulator:

@@ -77,6 +77,8 @@ def test_output_shape(case, generation):
   assert tuple(layer.compute_output_shape(case.shape)) == case.shape
   output = layer(keras.Input(unknown[1:]))
   assert tuple(output.shape) == tuple(unknown)
+  y = layer(case.data()[0])
+  assert y.shape == case.shape and np.any(y != case.data()[0])
 
 
 @cases.all_cases
@@ -109,6 +111,7 @@ def test_special_cases_coincide():
     rtol=0,
     atol=2e-6,
   )
+  assert np.all(functional.layer_norm(x) != x)
   np.testing.assert_array_equal(
     functional.group_norm(x, group_size=1), functional.instance_norm(x)
   )

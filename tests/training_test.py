@@ -94,8 +94,15 @@ def test_learns(generation, make):
 
 
 @cases.both_kerases
-@pytest.mark.parametrize('how', HOW)
-@pytest.mark.parametrize('jit_compile', [True, False, 'auto'])
+@pytest.mark.parametrize(
+  'how, jit_compile',
+  [
+    *((how, 'auto') for how in HOW),
+    ('graph', True),
+    ('compiled', True),
+    ('compiled', False),
+  ],
+)
 def test_every_way_to_fit_agrees(generation, how, jit_compile):
   """The same losses, whoever compiles what."""
   keras = importlib.import_module(generation)
@@ -131,6 +138,7 @@ def test_clone_model(generation):
     clone.set_weights(model.get_weights())
     x, _ = data()
     np.testing.assert_array_equal(model(x), clone(x))
+    assert clone.layers[1].get_config() == model.layers[1].get_config()
     assert clone.layers[-2] is not model.layers[-2]
     assert type(clone.layers[-2]) is type(model.layers[-2])
 

@@ -69,7 +69,7 @@ def _on_demand(name: str) -> type:
 
 
 # So that `import tfgroupnorm` is enough for `keras.models.load_model`.
-for _name in ('GroupNorm', 'InstanceNorm', 'LayerNorm', 'RMSNorm', 'HeadNorm'):
+for _name in ('GroupNorm', 'InstanceNorm', 'LayerNorm', '_RMSNorm', 'HeadNorm'):
   keras.saving.get_custom_objects().setdefault(
     f'tfgroupnorm>{_name}', _on_demand(_name)
   )

@@ -72,8 +72,8 @@ class Norm(_AnyLayer):
     super().__init__(autocast=False, **kwargs)
     keras = self._keras
     self.epsilon = functional.check_epsilon(epsilon)
-    self.center = center
-    self.scale = scale
+    self.center = functional.check_bool('center', center)
+    self.scale = functional.check_bool('scale', scale)
     self.beta_initializer = keras.initializers.get(beta_initializer)
     self.gamma_initializer = keras.initializers.get(gamma_initializer)
     self.beta_regularizer = keras.regularizers.get(beta_regularizer)
@@ -237,8 +237,10 @@ def _generation(tensor) -> str | None:
 
 def _widened(x: tf.Tensor, compute_dtype: tf.DType) -> tf.Tensor:
   """`x` in a dtype from which one cast leads to `compute_dtype`."""
-  if not x.dtype.is_floating:
+  if x.dtype.is_integer or x.dtype.is_bool:
     return tf.cast(x, compute_dtype)
+  if not x.dtype.is_floating:
+    return x  # For `functional` to refuse.
   if x.dtype == compute_dtype or x.dtype.size > compute_dtype.size:
     return x
   return tf.cast(x, compute_dtype if compute_dtype.size > 2 else tf.float32)
@@ -270,7 +272,8 @@ class GroupNorm(Norm):
     gamma_regularizer: Regularizer of `gamma`, or `None`.
     beta_constraint: Constraint of `beta`, or `None`.
     gamma_constraint: Constraint of `gamma`, or `None`.
-    group_size: Channels in a group, instead of `groups`.
+    group_size: Channels in a group, instead of `groups`, which then has to be
+      left at its default.
     activation: A Keras activation, or `"gelu_tanh"`. `"relu"`, `"silu"`,
       `"gelu"`, `"gelu_tanh"` and `"sigmoid"` run inside the kernel.
     jit_compile: Whether XLA compiles the kernel: `"auto"`, `True` or `False`.
@@ -576,7 +579,7 @@ class LayerNorm(Norm):
       **kwargs,
     )
     self.axis = functional.check_axis(axis)
-    self.rms = rms
+    self.rms = functional.check_bool('rms', rms)
     self.activation = self._activation(activation)
 
   def _layout(self, shape):
@@ -709,8 +712,8 @@ class HeadNorm(Norm):
     self.num_heads, self.head_axis = functional.check_heads(
       num_heads, head_axis
     )
-    self.per_head = per_head
-    self.rms = rms
+    self.per_head = functional.check_bool('per_head', per_head)
+    self.rms = functional.check_bool('rms', rms)
     self.gate_activation = self._activation(gate_activation)
 
   def _heads(self) -> dict[str, Any]:

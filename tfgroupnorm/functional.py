@@ -67,6 +67,16 @@ def check_int(name: str, value: Any) -> int:
   )
 
 
+def check_bool(name: str, value: Any) -> bool:
+  """`value` as a bool; NumPy's bools are bools, strings and numbers are not."""
+  if isinstance(value, (bool, np.bool_)):
+    return bool(value)
+  raise TypeError(
+    f'`{name}` must be True or False. Received: {name}={value!r} of type '
+    f'{type(value).__name__}. Pass a bool.'
+  )
+
+
 def check_axis(axis: Any) -> int | tuple[int, ...]:
   """An int, or a list or tuple of ints, none of them the batch axis 0."""
   if isinstance(axis, (list, tuple)):
@@ -156,11 +166,11 @@ def check_epsilon(epsilon: Any) -> float:
       f'`epsilon` must be a number. Received: epsilon={epsilon!r} of type '
       f'{type(epsilon).__name__}. Pass a positive float such as 1e-3.'
     )
-  if not 0 < epsilon < float('inf'):
+  if not np.finfo(np.float32).tiny <= epsilon < float('inf'):
     raise ValueError(
-      '`epsilon` must be positive: it keeps the division by the deviation '
-      f'of a constant group finite. Received: epsilon={epsilon!r}. Pass a '
-      'positive float such as 1e-3.'
+      '`epsilon` must be positive, in float32 too: it keeps the division by '
+      f'the deviation of a constant group finite. Received: epsilon={epsilon!r}'
+      '. Pass a positive float such as 1e-3.'
     )
   return float(epsilon)
 
@@ -345,6 +355,7 @@ def head_layout(
 ) -> Layout:
   """Layout of head normalization; `per_head`: parameters for each head."""
   num_heads, head_axis = check_heads(num_heads, head_axis)
+  per_head = check_bool('per_head', per_head)
   last = len(shape) - 1
   if head_axis is None:
     heads = cast(int, num_heads)  # Or `check_heads` would have raised.
@@ -505,6 +516,7 @@ def _normalize(
   """Validates what the four functions have in common, and calls the kernel."""
   jit_compile = check_jit_compile(jit_compile)
   epsilon = check_epsilon(epsilon)
+  rms = check_bool('rms', rms)
   fused, after = fused_activation(activation)
   fused_gate, before = fused_activation(gate_activation)
   x = _input(x)
@@ -530,7 +542,7 @@ def _normalize(
       beta_axes=beta_axes,
       mask_axes=mask_axes,
       epsilon=epsilon,
-      rms=bool(rms),
+      rms=rms,
       activation=fused,
       gate_activation=fused_gate,
       wide=after is not None,
@@ -581,7 +593,8 @@ def group_norm(
     beta: Offset, shaped like `gamma` may be.
     groups: Number of groups, a divisor of the channels; -1: one channel a
       group, which is instance normalization; 1: all channels in one group.
-    group_size: Channels in a group, instead of `groups`.
+    group_size: Channels in a group, instead of `groups`, which then has to be
+      left at its default.
     axis: The axis of the channels.
     epsilon: Positive number added to the variance.
     mask: bool (batch, ...) over leading position axes, without the channels.

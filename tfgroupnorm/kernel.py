@@ -26,7 +26,7 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-# One part in this many of a group gives the first estimate of its mean. The
+# One part in this many of a long axis gives the first estimate of the mean. The
 # estimate may then be off by at most sqrt(_SAMPLING) standard deviations,
 # whatever the values are, so the variance loses at most 4 of its 24 bits.
 _SAMPLING = 16
@@ -319,7 +319,10 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   k = tf.stop_gradient(_near_mean(o))
   d = o.valid(o.x - o.spread(k))
   delta = o.sum(d) / o.group_size
-  variance = tf.maximum(o.sum(d * d) / o.group_size - delta * delta, 0)
+  square = o.sum(d * d) / o.group_size
+  variance = tf.maximum(square - delta * delta, 0)
+  # Where squares overflow, infinite and not inf - inf: the result is then 0.
+  variance = tf.where(tf.math.is_inf(square), square, variance)
   return k, delta, tf.math.rsqrt(variance + o.spec.epsilon)
 
 
@@ -422,6 +425,11 @@ def compiled(body, *args):
   return body(*args)
 
 
+# TensorFlow warns of a function that is traced again and again. This one serves
+# every layer of a model, each of which is traced once.
+compiled._omit_frequent_tracing_warning = True
+
+
 def plain(body, *args):
   """`body(*args)`, op by op."""
   return body(*args)
@@ -518,6 +526,9 @@ def _backward_of_backward(spec, arguments, mask, dy, upstream):
   `tf.function` for its graph: a `ForwardAccumulator` at work stops the tapes
   that would do this eagerly, but not symbolic gradients.
   """
+  # Slices would come back as a concatenation, whose own gradient XLA does not
+  # compile inside a loop.
+  spec = dataclasses.replace(spec, sliced=False)
   wanted = [dy, *(t for t in arguments if t is not None)]
   with tf.GradientTape() as tape:
     tape.watch(wanted)
@@ -566,13 +577,14 @@ def _differentiable(run, spec, mask, *arguments):
   def zeroth_order(*present):
     operands = hidden(*fill(present), mask)
     y, statistics = run(forward, spec, *operands)
+    # Their part is in `backward`. TensorFlow would derive them once more for
+    # gradients of gradients, only to multiply by zero.
+    statistics = [tf.stop_gradient(s) for s in statistics]
 
     def gradient(dy):
       # Copies, because the graph of a gradient's gradient can reach tensors of
       # the graph of the gradient, but not those one further out.
-      copies = tf.nest.map_structure(
-        tf.identity, (list(statistics), masks, *present)
-      )
+      copies = tf.nest.map_structure(tf.identity, (statistics, masks, *present))
       return first_order(dy, *copies)
 
     return y, gradient
@@ -585,6 +597,7 @@ def _differentiable(run, spec, mask, *arguments):
 # where a `ForwardAccumulator` is at work. Eagerly it must not be one, because
 # TensorFlow's gradients of functions are not thread-safe at the first call.
 differentiable = tf.function(_differentiable, autograph=False)
+differentiable._omit_frequent_tracing_warning = True
 
 
 @tf.autograph.experimental.do_not_convert

@@ -32,11 +32,11 @@ class LayerNorm(_layer.LayerNorm, keras.layers.Layer):
 
 
 @_layer.registered(keras, 'RMSNormalization')
-class RMSNorm(LayerNorm):
-  """What `LayerNorm(rms=True)` is, so that Keras knows it by this name."""
+class _RMSNorm(LayerNorm):
+  """`LayerNorm(rms=True)`, whose weight files Keras names differently."""
 
 
-LayerNorm._rms_form = RMSNorm
+LayerNorm._rms_form = _RMSNorm
 
 
 @_layer.registered(keras, 'HeadNormalization')
@@ -61,5 +61,5 @@ def custom_objects() -> dict[str, type]:
   <class 'tfgroupnorm.layers.GroupNorm'>
   """
   return _layer.custom_objects(
-    GroupNorm, InstanceNorm, LayerNorm, RMSNorm, HeadNorm
+    GroupNorm, InstanceNorm, LayerNorm, _RMSNorm, HeadNorm
   )

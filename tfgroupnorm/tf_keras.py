@@ -37,11 +37,11 @@ class LayerNorm(_layer.LayerNorm, tf_keras.layers.Layer):
 
 
 @_layer.registered(tf_keras, 'RMSNormalization')
-class RMSNorm(LayerNorm):
-  """What `LayerNorm(rms=True)` is, so that Keras knows it by this name."""
+class _RMSNorm(LayerNorm):
+  """`LayerNorm(rms=True)`, whose weight files Keras names differently."""
 
 
-LayerNorm._rms_form = RMSNorm
+LayerNorm._rms_form = _RMSNorm
 
 
 @_layer.registered(tf_keras, 'HeadNormalization')
@@ -53,5 +53,5 @@ class HeadNorm(_layer.HeadNorm, tf_keras.layers.Layer):
 def custom_objects() -> dict[str, type]:
   """As `tfgroupnorm.custom_objects`, for `tf_keras.models.load_model`."""
   return _layer.custom_objects(
-    GroupNorm, InstanceNorm, LayerNorm, RMSNorm, HeadNorm
+    GroupNorm, InstanceNorm, LayerNorm, _RMSNorm, HeadNorm
   )
