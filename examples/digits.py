@@ -289,7 +289,7 @@ def train(
 def save(result: Result, stem: pathlib.Path) -> None:
   """Saves `<stem>.keras` and, for serving, a SavedModel in folder `stem`."""
   result.model.save(f'{stem}.keras')
-  result.model.export(stem, verbose=False)
+  result.model.export(stem)
 
 
 def predict_in_fresh_process(
@@ -460,8 +460,9 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Flags only. Received: {" ".join(argv[1:])}')
-  # TensorFlow tells each step of saving a model.
+  # TensorFlow and Keras tell each step of saving a model.
   logging.set_verbosity(logging.WARNING)
+  keras.utils.disable_interactive_logging()
   options = flags.FLAGS
   folder = pathlib.Path(options.output)
   try:

@@ -103,7 +103,8 @@ folder = pathlib.Path(folder)
 x, wanted = np.load(folder / 'x.npy'), np.load(folder / 'y.npy')
 
 def check(name, y):
-  np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
+  # Seven norms on top of each other, compiled there and op by op here.
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=2e-5)
   print(name)
 
 serve = tf.saved_model.load(folder / 'exported').signatures['serving_default']
@@ -315,9 +316,12 @@ def test_a_model_of_addons_loads(generation, tmp_path):
     file.attrs['model_config'] = json.dumps(
       {'class_name': 'Sequential', 'config': config}
     )
-  model = module.models.load_model(
-    path, custom_objects=layers.custom_objects(), compile=False
-  )
+  objects = layers.custom_objects()
+  # The first Keras 3 versions do not pass custom_objects on to layers.
+  with module.saving.custom_object_scope(objects):
+    model = module.models.load_model(
+      path, custom_objects=objects, compile=False
+    )
   group, instance = model.layers[-2:]
   assert type(group) is layers.GroupNorm
   assert type(instance) is layers.InstanceNorm

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfgroupnorm import functional
@@ -132,6 +133,11 @@ class Norm(_AnyLayer):
         f'Received: a symbolic tensor of {wanted}. Use `from '
         f'{_HOMES[wanted]} import {type(self).__qualname__}` in that model.'
       )
+    if isinstance(inputs, np.ndarray):
+      # The first Keras 3 versions cast arrays even where autocast is off.
+      inputs = tf.convert_to_tensor(inputs)
+    if tf.is_tensor(inputs):
+      functional.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
 
   def _apply(self, function, inputs, mask, gamma, beta, **options):
@@ -168,7 +174,8 @@ class Norm(_AnyLayer):
     weight = getattr(self, name)
     # A tensor, because a Keras 3 variable cannot be passed to a tf.function.
     value = tf.convert_to_tensor(weight)
-    if value.dtype != tf.as_dtype(weight.dtype) and hasattr(weight, '_value'):
+    stored = tf.as_dtype(self.variable_dtype)
+    if value.dtype != stored and hasattr(weight, '_value'):
       # The first Keras 3 versions cast weights even where autocast is off.
       value = tf.convert_to_tensor(weight._value)
     return value

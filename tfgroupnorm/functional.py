@@ -187,6 +187,15 @@ def check_jit_compile(jit_compile: Any) -> bool | str:
   )
 
 
+def check_real(x: tf.Tensor) -> None:
+  """Floating, integer or bool; not complex, not a string."""
+  if not (x.dtype.is_floating or x.dtype.is_integer or x.dtype.is_bool):
+    raise TypeError(
+      f'`x` must be real numbers. Received: dtype {x.dtype.name}. Cast it to '
+      'a floating dtype, or normalize real and imaginary parts apart.'
+    )
+
+
 def fused_activation(
   activation: Activation,
 ) -> tuple[str | None, Callable | None]:
@@ -420,13 +429,9 @@ def _as_tensor(x: Any, name: str) -> tf.Tensor:
 
 def _input(x: Any) -> tf.Tensor:
   x = _as_tensor(x, 'x')
+  check_real(x)
   if x.dtype.is_integer or x.dtype.is_bool:
     x = tf.cast(x, tf.float32)
-  if not x.dtype.is_floating:
-    raise TypeError(
-      f'`x` must be real numbers. Received: dtype {x.dtype.name}. Cast it to '
-      'a floating dtype, or normalize real and imaginary parts apart.'
-    )
   if x.shape.rank is None:
     raise ValueError(
       'The rank of the input must be known. Received: a tensor of unknown '
