@@ -57,8 +57,6 @@ CLASSES = 10
 TRAIN_SIZE = 1200
 WIDTHS = (16, 32, 64)
 LEARNING_RATE = 1e-3
-# So many steps run before Python hears of them: at batch size 2 they are short.
-STEPS_PER_EXECUTION = 50
 # How far predictions (probabilities) of a loaded model may be off.
 TOLERANCE = 1e-4
 
@@ -264,7 +262,6 @@ def train(
     ),
     loss='sparse_categorical_crossentropy',
     metrics=['accuracy'],
-    steps_per_execution=min(STEPS_PER_EXECUTION, steps),
   )
   history = model.fit(
     batches,
