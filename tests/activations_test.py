@@ -1,10 +1,12 @@
 """Activations: fused where the kernel can, applied after where it cannot."""
 
+import functools
 import importlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import special
 
 import cases
 from reference import ACTIVATIONS
@@ -76,18 +78,29 @@ def test_fused_ones_run_inside_the_kernel(monkeypatch, name):
     return inner(*args, spec=spec, **kwargs)
 
   monkeypatch.setattr(kernel, 'normalize', spy)
-  cases.layers_of('keras').LayerNorm(activation=name)(X)
-  cases.layers_of('tf_keras').LayerNorm(activation=name)(X)
-  functional.layer_norm(X, activation=name)
+  for y in (
+    cases.layers_of('keras').LayerNorm(activation=name)(X),
+    cases.layers_of('tf_keras').LayerNorm(activation=name)(X),
+    functional.layer_norm(X, activation=name),
+  ):
+    np.testing.assert_allclose(y, wanted(name), rtol=0, atol=4e-6)
   assert [spec.activation for spec in seen] == [name] * 3
   assert not any(spec.wide for spec in seen)
 
 
-@pytest.mark.parametrize('activation', ['sigmoid', 'softmax', tf.math.cosh])
-def test_masked_positions_are_0_after_any_activation(activation):
+@pytest.mark.parametrize(
+  'activation, formula',
+  [
+    ('sigmoid', ACTIVATIONS['sigmoid']),
+    ('softmax', functools.partial(special.softmax, axis=-1)),
+    (tf.math.cosh, np.cosh),
+  ],
+)
+def test_masked_positions_are_0_after_any_activation(activation, formula):
   mask = np.arange(5)[None] < np.array([[2], [5]])
   y = functional.layer_norm(X, activation=activation, mask=mask).numpy()
-  assert not np.any(y[~mask]) and np.all(y[mask] > 0)
+  np.testing.assert_allclose(y[mask], formula(wanted(None))[mask], rtol=4e-6)
+  assert not np.any(y[~mask])
 
 
 def test_far_out():
@@ -99,5 +112,7 @@ def test_far_out():
     with tf.GradientTape() as tape:
       tape.watch(tensor)
       y = functional.layer_norm(tensor, gamma, activation=name)
-    assert np.all(np.isfinite(y))
+    largest = 1 if name == 'sigmoid' else 1e4
+    atol = 1e-7 * gamma[0]  # The last place of erf(-1e4) times 1e4.
+    np.testing.assert_allclose(y, [[0, largest] * 4], rtol=1e-6, atol=atol)
     assert np.all(np.isfinite(tape.gradient(y, tensor)))

@@ -77,6 +77,11 @@ class Case:
       y = y * reference.ACTIVATIONS[name](gate)
     return y
 
+  def check(self, y, x, gamma=None, beta=None):
+    """Asserts that float32 `y` is the layer's result for these."""
+    wanted = self.reference(*wide(x, gamma, beta))
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
+
   def data(self, dtype='float32', mean=3.0, std=2.0, seed=0):
     """`x, gamma, beta` of `dtype`; beta is `None` where there is none."""
     rng = np.random.default_rng(seed)

@@ -27,6 +27,12 @@ def no_computation(monkeypatch):
 CONSTRUCTOR = [
   (
     'GroupNorm',
+    {'groups': 32, 'group_size': 1},
+    ValueError,
+    r'Give `groups` or `group_size`, not both\. Received: groups=32, group_size=1',
+  ),
+  (
+    'GroupNorm',
     {'groups': 4, 'group_size': 3},
     ValueError,
     r'Give `groups` or `group_size`, not both\. Received: groups=4, group_size=3\. Leave out `groups`',
@@ -568,6 +574,23 @@ def test_symbolic_tensor_of_the_other_keras(case):
     match=f'symbolic tensor of keras. Use `from tfgroupnorm import {case.kind}`',
   ):
     case.layer('tf_keras')(keras3)
+
+
+def test_any_argument_of_the_other_keras():
+  shape = (5, 4, 12)
+  keras3, keras2 = keras.Input(shape), tf_keras.Input(shape)
+  for name in ('gate', 'gamma', 'beta', 'mask'):
+    options = {'num_heads': 3, 'center': False, 'scale': False}
+    layers = cases.layers_of('keras').HeadNorm(**options)
+    with pytest.raises(
+      TypeError, match='Use `from tfgroupnorm.tf_keras import'
+    ):
+      layers(keras3, **{name: keras2})
+    layers = cases.layers_of('tf_keras').HeadNorm(**options)
+    with pytest.raises(
+      TypeError, match='Use `from tfgroupnorm import HeadNorm'
+    ):
+      layers(keras2, **{name: keras3})
 
 
 def test_names_that_do_not_exist():

@@ -30,7 +30,13 @@ def traced(jit_compile, shape=(None, 4, 8), outer=None):
   def run(x):
     return functional.group_norm(x, groups=2, jit_compile=jit_compile)
 
-  return run.get_concrete_function()
+  concrete = run.get_concrete_function()
+  x = np.random.default_rng(0).normal(3, 2, (2, 4, 8)).astype('float32')
+  case = cases.KINDS['GroupNorm']
+  wanted = case.formula.func(x.astype('float64'), None, None, groups=2)
+  y = concrete(tf.constant(x))
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
+  return concrete
 
 
 @pytest.mark.parametrize(
@@ -64,6 +70,8 @@ def test_plain_inside_a_whole_graph_compilation(jit_compile):
     return tf.cond(tf.reduce_sum(x) > 0, lambda: inner(x), lambda: inner(-x))
 
   assert not compiled_functions(outer.get_concrete_function())
+  x = tf.constant([[-3.0, -1.0] * 4, [5.0, -9.0] * 4])
+  np.testing.assert_allclose(outer(x), [[1, -1] * 4, [-1, 1] * 4], atol=1e-3)
 
 
 @pytest.mark.parametrize('jit_compile', [True, False, 'auto'])
@@ -82,6 +90,9 @@ def test_plain_while_saving(jit_compile, tmp_path):
     tape.watch(x)
     y, z = loaded.run(x), functional.layer_norm(x)
   np.testing.assert_allclose(y, z, rtol=0, atol=2e-6)
+  case = cases.KINDS['LayerNorm']
+  wanted = case.formula(x.numpy().astype('float64'), None, None)
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
   weight = tf.range(8.0)
   np.testing.assert_allclose(
     tape.gradient(y, x, y * weight),
@@ -205,6 +216,7 @@ def test_no_retrace_on_a_second_call(case, generation):
 
   step(case.layer(generation))
   before = count()
+  assert all(before)
   layer = case.layer(generation)
   for _ in range(3):
     step(layer)

@@ -1,5 +1,7 @@
 """Shapes and options that nobody thought of, against float64."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 from hypothesis import HealthCheck, given, settings
@@ -10,61 +12,96 @@ import reference
 
 # One seed for all: a failure on one machine is a failure on all.
 profile = settings(
-  max_examples=60,
+  max_examples=80,
   deadline=None,
   derandomize=True,
   suppress_health_check=list(HealthCheck),
 )
 sizes = st.integers(1, 4)
+activations = st.sampled_from(
+  [name for name in reference.ACTIVATIONS if name != 'tanh'] + [None] * 3
+)
+
+
+def group(draw, shape):
+  axis = draw(st.integers(1, len(shape) - 1))
+  groups, size = draw(sizes), draw(sizes)
+  shape[axis] = groups * size
+  named = draw(
+    st.sampled_from([{'groups': groups}, {'group_size': size}])
+    if groups * size > 1
+    else st.just({'groups': -1})
+  )
+  formula = functools.partial(reference.group_norm, groups=groups)
+  return named, {'axis': axis}, formula, (axis,)
+
+
+def instance(draw, shape):
+  axis = draw(st.integers(1, len(shape) - 1))
+  formula = functools.partial(reference.group_norm, groups=shape[axis])
+  return {}, {'axis': axis}, formula, (axis,)
+
+
+def layer(draw, shape):
+  axes = draw(st.sets(st.integers(1, len(shape) - 1), min_size=1))
+  rms = draw(st.booleans())
+  formula = functools.partial(reference.layer_norm, rms=rms)
+  return {'rms': rms}, {'axis': sorted(axes)}, formula, ()
+
+
+def head(draw, shape):
+  options = {'rms': draw(st.booleans()), 'per_head': draw(st.booleans())}
+  axis = {}
+  if len(shape) > 2 and draw(st.booleans()):
+    axis = {'head_axis': draw(st.integers(1, len(shape) - 2))}
+  else:
+    options['num_heads'] = draw(sizes)
+    shape[-1] *= options['num_heads']
+  formula = functools.partial(reference.head_norm, **options)
+  return options, axis, formula, tuple(axis.values())
+
+
+def parameter_shape(kind, shape, options, axis):
+  if kind == 'LayerNorm':
+    return [shape[a] for a in axis['axis']]
+  if kind != 'HeadNorm':
+    return [shape[axis['axis']]]
+  if not axis:
+    shared = shape[-1] // options['num_heads']
+    return [shape[-1] if options['per_head'] else shared]
+  heads = [shape[axis['head_axis']]] if options['per_head'] else []
+  return [*heads, shape[-1]]
 
 
 @st.composite
 def problems(draw):
-  """`(function, formula, x, options)` of any layer, any shape."""
-  kind = draw(st.sampled_from(sorted(cases.FUNCTIONS)))
-  rank = draw(st.integers(2, 5))
-  shape = draw(st.lists(sizes, min_size=rank, max_size=rank))
-  options = {'epsilon': draw(st.sampled_from([1e-6, 1e-3, 0.1]))}
-  if kind == 'GroupNorm':
-    axis = draw(st.integers(1, rank - 1))
-    groups, shape[axis] = draw(sizes), 1
-    shape[axis] = groups * draw(sizes)
-    options |= {'axis': draw(st.sampled_from([axis, axis - rank]))}
-    options |= {'groups': groups}
-    formula = reference.group_norm
-    parameter = [shape[axis]]
-  elif kind == 'InstanceNorm':
-    axis = draw(st.integers(1, rank - 1))
-    options |= {'axis': axis}
-
-    def formula(x, g, b, **o):
-      return reference.group_norm(x, g, b, groups=x.shape[axis], **o)
-
-    parameter = [shape[axis]]
-  elif kind == 'LayerNorm':
-    axes = draw(st.sets(st.integers(1, rank - 1), min_size=1))
-    options |= {'axis': sorted(axes), 'rms': draw(st.booleans())}
-    formula = reference.layer_norm
-    parameter = [shape[a] for a in sorted(axes)]
-  else:
-    options |= {'rms': draw(st.booleans()), 'per_head': draw(st.booleans())}
-    formula = reference.head_norm
-    if rank > 2 and draw(st.booleans()):
-      axis = draw(st.integers(1, rank - 2))
-      options |= {'head_axis': axis}
-      parameter = [shape[axis], shape[-1]]
-    else:
-      heads, features = draw(sizes), shape[-1]
-      shape[-1] *= heads
-      options |= {'num_heads': heads}
-      parameter = [heads * features]
-    if not options['per_head']:
-      parameter = [features if 'num_heads' in options else shape[-1]]
+  """`(function, wanted, arrays)`, both of `x`, `gamma`, `beta`, `gate`."""
+  kind, draw_options = draw(
+    st.sampled_from(
+      [
+        ('GroupNorm', group),
+        ('InstanceNorm', instance),
+        ('LayerNorm', layer),
+        ('HeadNorm', head),
+      ]
+    )
+  )
+  shape = draw(st.lists(sizes, min_size=2, max_size=5))
+  rank = len(shape)
+  options, axis, formula, taken = draw_options(draw, shape)
+  parameter = parameter_shape(kind, shape, options, axis)
   if draw(st.booleans()):
     parameter = [shape[0], *parameter]  # One for each sample.
-    if kind == 'HeadNorm':
-      parameter = parameter[1:]
+  more = {'epsilon': draw(st.sampled_from([1e-4, 1e-3, 0.1]))}
   rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+  if draw(st.booleans()):
+    if kind == 'LayerNorm':
+      free = shape
+    else:
+      last = (rank - 1,) if kind == 'HeadNorm' else ()
+      free = [n for i, n in enumerate(shape) if i not in (*taken, *last)]
+    more['mask'] = rng.random(free[: draw(st.integers(1, len(free)))]) < 0.7
+
   mean, std = draw(
     st.sampled_from([(0.0, 1.0), (3.0, 2.0), (-1e3, 1.0), (0.0, 1e-4)])
   )
@@ -73,37 +110,69 @@ def problems(draw):
   beta = rng.normal(0, 0.3, parameter) if draw(st.booleans()) else None
   if options.get('rms'):
     beta = None
-  return cases.FUNCTIONS[kind], formula, (x, gamma, beta), options
+  gate = None
+  if kind == 'HeadNorm' and draw(st.booleans()):
+    gate = rng.normal(0, 2, shape)
+  activation = reference.ACTIVATIONS[name := draw(activations)]
+  options['gate_activation' if kind == 'HeadNorm' else 'activation'] = name
+
+  def signed(value):
+    return value - rank if draw(st.booleans()) else value
+
+  signs = {k: tf.nest.map_structure(signed, v) for k, v in axis.items()}
+
+  def function(x, gamma, beta, gate, **how):
+    gated = {} if gate is None else {'gate': gate}
+    function = cases.FUNCTIONS[kind]
+    return function(x, gamma, beta, **options, **signs, **more, **gated, **how)
+
+  def wanted(x, gamma, beta, gate):
+    y = formula(x, gamma, beta, **axis, **more)
+    if kind == 'HeadNorm':
+      return y if gate is None else y * activation(gate)
+    # 1, and 0 where masked: the activation of 0 need not be 0.
+    ones = np.ones(parameter)
+    valid = formula(np.zeros(shape), None, ones, **axis, **more)
+    return activation(y) * valid
+
+  return function, wanted, (x, gamma, beta, gate)
+
+
+def without_none(arrays, function):
+  """The arrays that are there, and `function` of these alone."""
+
+  def of_present(*present, **how):
+    present = iter(present)
+    full = [None if a is None else next(present) for a in arrays]
+    return function(*full, **how)
+
+  return [a for a in arrays if a is not None], of_present
 
 
 @profile
 @given(problems(), st.sampled_from(['float32', 'float64']), st.booleans())
 def test_values(problem, dtype, jit_compile):
-  function, formula, arrays, options = problem
+  function, wanted, arrays = problem
   arrays = [None if a is None else a.astype(dtype) for a in arrays]
-  y = function(*arrays, jit_compile=jit_compile, **options)
+  y = function(*arrays, jit_compile=jit_compile)
   atol = 2e-5 if dtype == 'float32' else 1e-10
-  np.testing.assert_allclose(
-    y, formula(*cases.wide(*arrays), **options), rtol=0, atol=atol
-  )
+  np.testing.assert_allclose(y, wanted(*cases.wide(*arrays)), rtol=0, atol=atol)
 
 
 @profile
-@given(problems(), st.booleans())
-def test_gradients(problem, jit_compile):
-  function, formula, arrays, options = problem
-  present = [a for a in arrays if a is not None]
-
-  def fill(values):
-    values = iter(values)
-    return [None if a is None else next(values) for a in arrays]
-
+@given(problems(), st.sampled_from(['float32', 'float64']), st.booleans())
+def test_gradients(problem, dtype, jit_compile):
+  function, formula, arrays = problem
+  arrays = [None if a is None else a.astype(dtype) for a in arrays]
+  present, function = without_none(arrays, function)
+  formula = without_none(arrays, formula)[1]
   tensors = [tf.constant(a) for a in present]
-  dy = np.random.default_rng(0).normal(1, 1, arrays[0].shape)
+  dy = np.random.default_rng(0).normal(1, 1, arrays[0].shape).astype(dtype)
   with tf.GradientTape() as tape:
     tape.watch(tensors)
-    y = function(*fill(tensors), jit_compile=jit_compile, **options)
-  wanted = reference.vjp(lambda *a: formula(*fill(a), **options), present, dy)
+    y = function(*tensors, jit_compile=jit_compile)
+  wanted = reference.vjp(formula, cases.wide(*present), dy)
+  tolerance = 2e-5 if dtype == 'float32' else 1e-7
   for g, w in zip(tape.gradient(y, tensors, dy), wanted, strict=True):
     scale = max(1.0, np.abs(w).max())
-    np.testing.assert_allclose(g, w, rtol=0, atol=1e-7 * scale)
+    np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * scale)

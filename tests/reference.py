@@ -113,11 +113,19 @@ def head_norm(
   else:
     heads = list(np.moveaxis(x, head_axis, 0))
   features = heads[0].shape[-1]
+  own_rank = 2 if per_head and head_axis is not None else 1
+
+  def of_head(p, h, rank):
+    if p is None:
+      return None
+    batch = p.shape[: p.ndim - own_rank]  # One for each sample, or ().
+    if per_head:
+      p = p.reshape(*batch, -1, features)[..., h, :]
+    return p.reshape(*batch, *[1] * (rank - 2), features) if batch else p
+
   results = []
   for h, head in enumerate(heads):
-    g, b = gamma, beta
-    if per_head:
-      g, b = (None if p is None else p.reshape(-1, features)[h] for p in (g, b))
+    g, b = (of_head(p, h, head.ndim) for p in (gamma, beta))
     y = _affine(_normalized(head, (-1,), epsilon, rms=rms), g, b)
     if mask is not None:
       y = np.where(_full_mask(mask, range(mask.ndim), y.shape), y, 0)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import cases
+import reference
 
 HOW = {
   'graph': {'jit_compile': False},
@@ -73,6 +74,20 @@ def subclassed(generation, **options):
   return Model()
 
 
+def normalizes(model):
+  """Asserts that the InstanceNorm of its `blocks` does what it should."""
+  kinds = [type(layer).__qualname__ for layer in model.layers]
+  norm = model.layers[kinds.index('InstanceNorm')]
+  keras = importlib.import_module(norm._keras.__name__)
+  x, _ = data()
+  y = keras.Model(model.inputs[0], norm.output)(x)
+  given = keras.Model(model.inputs[0], norm.input)(x)
+  gamma, beta = norm.get_weights()
+  given = given.numpy().astype('float64')
+  wanted = reference.group_norm(given, gamma, beta, groups=8)
+  np.testing.assert_allclose(y, np.maximum(wanted, 0), rtol=0, atol=1e-5)
+
+
 def fit(generation, model, epochs=1, **how):
   keras = importlib.import_module(generation)
   if generation == 'tf_keras' and how.get('jit_compile') == 'auto':
@@ -114,7 +129,8 @@ def test_every_way_to_fit_agrees(generation, how, jit_compile):
   plain.set_weights(start)
   wanted = fit(generation, plain, epochs=2, run_eagerly=True)
   np.testing.assert_allclose(losses, wanted, rtol=1e-4)
-  assert losses[1] != losses[0]
+  assert losses[1] != losses[0] and np.all(np.isfinite(losses))
+  normalizes(model)
 
 
 @cases.both_kerases
@@ -138,6 +154,7 @@ def test_clone_model(generation):
     clone.set_weights(model.get_weights())
     x, _ = data()
     np.testing.assert_array_equal(model(x), clone(x))
+    normalizes(clone)
     assert clone.layers[1].get_config() == model.layers[1].get_config()
     assert clone.layers[-2] is not model.layers[-2]
     assert type(clone.layers[-2]) is type(model.layers[-2])
@@ -189,3 +206,4 @@ def test_training_and_inference_are_the_same(generation):
   np.testing.assert_array_equal(
     model(x, training=True), model(x, training=False)
   )
+  normalizes(model)

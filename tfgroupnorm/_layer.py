@@ -126,13 +126,14 @@ class Norm(_AnyLayer):
     )
 
   def __call__(self, inputs, *args, **kwargs):
-    wanted = _generation(inputs)
-    if wanted not in (None, self._keras.__name__):
-      raise TypeError(
-        f'This {type(self).__qualname__} belongs to {self._keras.__name__}. '
-        f'Received: a symbolic tensor of {wanted}. Use `from '
-        f'{_HOMES[wanted]} import {type(self).__qualname__}` in that model.'
-      )
+    for tensor in (inputs, *args, *kwargs.values()):
+      wanted = _generation(tensor)
+      if wanted not in (None, self._keras.__name__):
+        raise TypeError(
+          f'This {type(self).__qualname__} belongs to {self._keras.__name__}. '
+          f'Received: a symbolic tensor of {wanted}. Use `from '
+          f'{_HOMES[wanted]} import {type(self).__qualname__}` in that model.'
+        )
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
       inputs = tf.convert_to_tensor(inputs)
@@ -279,8 +280,7 @@ class GroupNorm(Norm):
     gamma_regularizer: Regularizer of `gamma`, or `None`.
     beta_constraint: Constraint of `beta`, or `None`.
     gamma_constraint: Constraint of `gamma`, or `None`.
-    group_size: Channels in a group, instead of `groups`, which then has to be
-      left at its default.
+    group_size: Channels in a group, given instead of `groups`.
     activation: A Keras activation, or `"gelu_tanh"`. `"relu"`, `"silu"`,
       `"gelu"`, `"gelu_tanh"` and `"sigmoid"` run inside the kernel.
     jit_compile: Whether XLA compiles the kernel: `"auto"`, `True` or `False`.
@@ -322,7 +322,7 @@ class GroupNorm(Norm):
 
   def __init__(
     self,
-    groups=32,
+    groups=functional.DEFAULT_GROUPS,
     axis=-1,
     epsilon=1e-3,
     center=True,
@@ -357,11 +357,11 @@ class GroupNorm(Norm):
     self.activation = self._activation(activation)
 
   def _grouping(self) -> dict[str, Any]:
-    return {
-      'groups': self.groups,
-      'group_size': self.group_size,
-      'axis': self.axis,
-    }
+    # Of `groups` and `group_size` only the one that was given.
+    config: dict[str, Any] = {'axis': self.axis, 'group_size': self.group_size}
+    if self.group_size is None:
+      config['groups'] = int(self.groups)
+    return config
 
   def _layout(self, shape):
     return functional.group_layout(shape, **self._grouping())

@@ -20,6 +20,14 @@ from tfgroupnorm import kernel
 
 Activation = str | Callable[[tf.Tensor], tf.Tensor] | None
 
+
+class _Default(int):
+  """An int that is told from the same one given by a caller."""
+
+
+# Beside `group_size`, `groups` must be left out; a given 32 is an error too.
+DEFAULT_GROUPS = _Default(32)
+
 # Other spellings of what the kernel can fuse.
 _SYNONYMS: dict[Any, str | None] = {
   None: None,
@@ -106,11 +114,13 @@ def _check_one_axis(value: Any, axis: Any) -> int:
 
 
 def check_groups(groups: Any, group_size: Any) -> tuple[int, int | None]:
-  """`groups` >= 1 or -1; or `group_size` >= 1, with `groups` left at 32."""
-  groups = check_int('groups', groups)
+  """`groups` >= 1 or -1; or `group_size` >= 1, with `groups` left out."""
+  left_out = isinstance(groups, _Default)
+  if not left_out:  # What was left out of the layer is so for the function.
+    groups = check_int('groups', groups)
   if group_size is not None:
     group_size = check_int('group_size', group_size)
-    if groups != 32:
+    if not left_out:
       raise ValueError(
         'Give `groups` or `group_size`, not both. Received: '
         f'groups={groups}, group_size={group_size}. Leave out `groups` to '
@@ -280,7 +290,7 @@ def _check_rank(shape: Sequence[int | None], least: int, who: str) -> None:
 def group_layout(
   shape: Sequence[int | None],
   *,
-  groups: int = 32,
+  groups: int = DEFAULT_GROUPS,
   group_size: int | None = None,
   axis: int = -1,
 ) -> Layout:
@@ -574,7 +584,7 @@ def group_norm(
   gamma: Any = None,
   beta: Any = None,
   *,
-  groups: int = 32,
+  groups: int = DEFAULT_GROUPS,
   group_size: int | None = None,
   axis: int = -1,
   epsilon: float = 1e-3,
@@ -598,8 +608,7 @@ def group_norm(
     beta: Offset, shaped like `gamma` may be.
     groups: Number of groups, a divisor of the channels; -1: one channel a
       group, which is instance normalization; 1: all channels in one group.
-    group_size: Channels in a group, instead of `groups`, which then has to be
-      left at its default.
+    group_size: Channels in a group, given instead of `groups`.
     axis: The axis of the channels.
     epsilon: Positive number added to the variance.
     mask: bool (batch, ...) over leading position axes, without the channels.
