@@ -1,7 +1,7 @@
 """The one kernel: statistics, normalize, affine, activation; their gradient.
 
-    mean = k + delta                     an unevaluated sum, see `_statistics`
-    xhat = ((x - k) - delta) * rsqrt(var + epsilon)
+    rstd = rsqrt(var + epsilon)
+    xhat = (x - k) * rstd - (mean - k) * rstd       k near the mean
     y    = activation(xhat * gamma + beta) * gate_activation(gate)
 
 `forward` and `backward` below are the only maths of this package. They run
@@ -31,8 +31,16 @@ from absl import logging
 # whatever the values are, so the variance loses at most 4 of its 24 bits.
 _SAMPLING = 16
 
-# Most slices of an axis that `_folded` adds up. More cost XLA:CPU time again.
-_SLICES = 16
+# Most slices of an axis that `_folded` adds up: 8 take half the time of 4, and
+# 16 more time than 8.
+_SLICES = 8
+
+
+# Longest row that is added up as a product, whose error grows with the length.
+_ROW = 1024
+# Longest column that XLA:GPU is left to add up in one stage. It pads and copies
+# columns of 4096, depending on how many there are.
+_COLUMN = 800
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +66,8 @@ class Spec:
     activation: A name in `ACTIVATIONS`, or `None`.
     gate_activation: A name in `ACTIVATIONS`, or `None`.
     wide: Leave the result in the dtype of the computation.
-    sliced: Take sums in slices, see `_folded`.
+    platform: `'CPU'`, `'GPU'` or `'TPU'`: whose XLA compiles this. `None`: it
+      runs op by op.
   """
 
   axes: tuple[int, ...]
@@ -72,7 +81,7 @@ class Spec:
   activation: str | None = None
   gate_activation: str | None = None
   wide: bool = False
-  sliced: bool = False
+  platform: str | None = None
 
 
 # --- Activations that run inside the kernel ----------------------------------
@@ -179,6 +188,48 @@ def _folded(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
   return t
 
 
+def _staged_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+  """`tf.reduce_sum(t, axes, keepdims=True)`, in two stages where it is long.
+
+  A column that XLA:GPU finds too long it pads and copies in pieces, which is
+  more traffic than all the rest. The factor between the stages keeps it from
+  making one sum of two again.
+  """
+  dims = t.shape.as_list()
+  first, last = axes[0], axes[-1]
+  size = [dims[i] for i in axes]
+  if (
+    last < len(dims) - 1
+    and None not in dims
+    and list(axes) == list(range(first, last + 1))
+  ):
+    length = math.prod(size)
+    pieces = next(
+      p
+      for p in range(1, length + 1)
+      if length % p == 0 and length // p <= _COLUMN
+    )
+    if 1 < pieces < length:
+      cut = [pieces, length // pieces]
+      t = tf.reshape(t, dims[:first] + cut + dims[last + 1 :])
+      t = tf.reduce_sum(t, first + 1, keepdims=True) / length
+      t = tf.reduce_sum(t, first, keepdims=True) * length
+      return tf.reshape(t, dims[:first] + [1] * len(size) + dims[last + 1 :])
+  return tf.reduce_sum(t, axes, keepdims=True)
+
+
+def _after(t: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+  """`t`, but not before `other` is there: `t + 0`, by a zero made of `other`.
+
+  Keeps XLA from sharing work on `t` between the forward and the backward pass
+  of one compiled step, for which it writes a tensor of the size of `t` between
+  them. XLA does not see that the number is always zero.
+  """
+  first = tf.reshape(other, [-1])[:1]
+  zero = tf.floor(tf.cast(first != 0, t.dtype) * 0.5)
+  return t + tf.reduce_sum(zero)
+
+
 class _Operands:
   """The kernel's arguments, widened and laid out to broadcast with `x`.
 
@@ -192,17 +243,24 @@ class _Operands:
   def __init__(self, spec: Spec, x, gamma, beta, gate, mask):
     self.spec = spec
     self.dtype = compute_dtype(x.dtype)
-    self.x = self.enter(x)
+    # Parts of x are cut out before they are widened: XLA would write out a wide
+    # copy of the whole.
+    self.source = x
+    self.narrow = _cut(x, *spec.view) if spec.view else x
+    self.x = tf.cast(self.narrow, self.dtype)
     self.gate = None if gate is None else self.enter(gate)
     self.gamma = self._lay(gamma, spec.gamma_axes, self.dtype)
     self.beta = self._lay(beta, spec.beta_axes, self.dtype)
     self.mask = self._lay(mask, spec.mask_axes, tf.bool)
-    self.group_size = self._group_size()
+    # A mask that is the same for all of a group does not touch its statistics.
+    partial = set(spec.mask_axes) & set(spec.axes)
+    self.counted = self.mask if partial else None
+    self.channel_size = self._channel_size()
 
   def enter(self, t: tf.Tensor) -> tf.Tensor:
     """A tensor shaped as the caller's `x` -> as the kernel sees it."""
-    t = tf.cast(t, self.dtype)
-    return _cut(t, *self.spec.view) if self.spec.view else t
+    t = _cut(t, *self.spec.view) if self.spec.view else t
+    return tf.cast(t, self.dtype)
 
   def leave(self, t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Undoes `enter`."""
@@ -217,18 +275,18 @@ class _Operands:
     shape = [n if i in axes else 1 for i, n in enumerate(dims)]
     return tf.cast(tf.reshape(p, shape), dtype)
 
-  def _group_size(self) -> tf.Tensor:
-    """How many elements a group has: a scalar, or per group under a mask."""
-    spec, dims = self.spec, _dims(self.x)
-    channels = [dims[spec.split[0]] // spec.split[1]] if spec.split else []
-    if self.mask is None:
-      return _product([dims[i] for i in spec.axes] + channels, self.dtype)
-    masked = [i for i in spec.axes if i in spec.mask_axes]
-    free = [dims[i] for i in spec.axes if i not in spec.mask_axes]
-    valid = tf.cast(self.mask, self.dtype)
+  def _channel_size(self) -> tf.Tensor:
+    """How many elements one channel has on `axes`; a scalar but for a mask."""
+    axes, dims = self.spec.axes, _dims(self.x)
+    if self.counted is None:
+      return _product([dims[i] for i in axes], self.dtype)
+    masked = [i for i in axes if i in self.spec.mask_axes]
+    free = [dims[i] for i in axes if i not in masked]
+    valid = tf.cast(self.counted, self.dtype)
     valid = tf.reduce_sum(valid, masked, keepdims=True)
-    # A group with no valid position has no statistics; 1 keeps them finite.
-    return tf.maximum(valid * _product(free + channels, self.dtype), 1)
+    # Where there is no valid position there are no statistics; 1 keeps them
+    # finite.
+    return tf.maximum(valid * _product(free, self.dtype), 1)
 
   def valid(self, t: tf.Tensor) -> tf.Tensor:
     """`t`, with zeros where the mask is False even if `t` is NaN there."""
@@ -236,21 +294,37 @@ class _Operands:
       return t
     return tf.where(self.mask, t, tf.zeros([], t.dtype))
 
-  def combine(self, t: tf.Tensor, reduce=tf.reduce_sum) -> tf.Tensor:
-    """Channels -> groups; `axes` of `t` are reduced already."""
+  def part_of_group(self, t: tf.Tensor) -> tf.Tensor:
+    """`valid`, where the mask leaves out some elements of a group."""
+    return t if self.counted is None else self.valid(t)
+
+  def combine(self, t: tf.Tensor) -> tf.Tensor:
+    """Channels -> groups, by their mean; all have the same size."""
     if self.spec.split is None:
       return t
-    return reduce(_cut(t, *self.spec.split), self.spec.split[0] + 1)
+    axis, groups = self.spec.split
+    return tf.reduce_mean(_cut(t, axis, groups), axis + 1)
+
+  def first_channel(self, t: tf.Tensor) -> tf.Tensor:
+    """Channels -> groups, by the first of each."""
+    axis, groups = self.spec.split
+    return tf.gather(_cut(t, axis, groups), 0, axis=axis + 1)
 
   def add_up(self, t: tf.Tensor) -> tf.Tensor:
     """Sums over `axes`: elements -> channels."""
-    if self.spec.sliced:
-      t = _folded(t, self.spec.axes)
-    return tf.reduce_sum(t, self.spec.axes, keepdims=True)
+    axes = self.spec.axes
+    if self.spec.platform == 'CPU':
+      t = _folded(t, axes)
+      if axes == (t.shape.rank - 1,) and (t.shape[-1] or math.inf) <= _ROW:
+        # As a product with ones: XLA:CPU adds up short rows element by element.
+        return tf.matmul(t, tf.ones((t.shape[-1], 1), t.dtype))
+    elif self.spec.platform == 'GPU':
+      return _staged_sum(t, axes)
+    return tf.reduce_sum(t, axes, keepdims=True)
 
-  def sum(self, t: tf.Tensor) -> tf.Tensor:
+  def mean(self, t: tf.Tensor) -> tf.Tensor:
     """Elements -> groups."""
-    return self.combine(self.add_up(t))
+    return self.combine(self.add_up(t) / self.channel_size)
 
   def spread(self, s: tf.Tensor) -> tf.Tensor:
     """Groups -> channels: the result broadcasts with `x`."""
@@ -259,90 +333,209 @@ class _Operands:
     axis, groups = self.spec.split
     return tf.repeat(s, _dims(self.x)[axis] // groups, axis)
 
-  def parameter_gradient(self, t, p, axes) -> tf.Tensor:
-    """Sums `t` over the axes that the parameter `p` does not span."""
-    others = [i for i in range(t.shape.rank) if i not in axes]
-    if self.spec.sliced:
+  def parameter_gradient(self, t, p, axes, pick=None):
+    """Sums `t` over the axes that the parameter `p` does not span.
+
+    With `pick`, `t` is a stack, and the sum of one of its tensors is returned.
+    """
+    if p is None:
+      return None
+    others = [i for i in range(self.x.shape.rank) if i not in axes]
+    if pick is not None:
+      others = [i + 1 for i in others]
+    elif self.spec.platform == 'CPU':
       t = _folded(t, others)
-    t = tf.reduce_sum(t, others)
+    elif self.spec.platform == 'GPU' and others:
+      t = _staged_sum(t, others)
+      others = []
+    if others:
+      t = tf.reduce_sum(t, others)
+    if pick is not None:
+      t = t[pick]
     return tf.cast(tf.reshape(t, _dims(p)), p.dtype)
+
+  @property
+  def constant_affine(self) -> bool:
+    """Whether gamma and beta are constant along `axes`."""
+    spec = self.spec
+    return not set(spec.gamma_axes + spec.beta_axes) & set(spec.axes)
+
+  @property
+  def row(self) -> bool:
+    """Whether XLA:GPU computes each group in one kernel, see `_row`."""
+    spec = self.spec
+    rank = self.x.shape.rank
+    return (
+      spec.platform == 'GPU'
+      and not spec.rms
+      and self.counted is None
+      and spec.split is None
+      and spec.axes == (rank - 1,)
+    )
 
 
 # --- The maths ---------------------------------------------------------------
 
 
+def _first_valid(o: _Operands) -> tf.Tensor:
+  """For each channel an element that the mask leaves in; 0 where none is."""
+  mask, axes = o.spec.mask_axes, o.spec.axes
+  counted = [i for i in mask if i in axes]
+  zero = tf.zeros([], o.dtype)
+  if counted == list(mask[1:]) == list(range(counted[0], counted[-1] + 1)):
+    # The usual mask: of samples, and of the positions that are reduced.
+    dims = _dims(o.narrow)
+    before, after = dims[: counted[0]], dims[counted[-1] + 1 :]
+    flat = tf.reshape(o.counted, [dims[0], -1])
+    first = tf.argmax(flat, 1, tf.int32)
+    lined_up = tf.reshape(o.narrow, [*before, _dims(flat)[1], *after])
+    x = tf.gather(lined_up, first, axis=counted[0], batch_dims=1)
+    x = tf.reshape(x, [*before, *[1] * len(counted), *after])
+    one = [slice(0, 1) if i in axes else slice(None) for i in range(len(dims))]
+    any_ = tf.reshape(tf.reduce_any(flat, 1), [-1] + [1] * (len(dims) - 1))
+    return tf.where(any_, tf.cast(x[tuple(one)], o.dtype), zero)
+  lowest = tf.constant(o.dtype.min, o.dtype)
+  x = tf.reduce_max(tf.where(o.counted, o.x, lowest), axes, keepdims=True)
+  return tf.where(x > lowest, x, zero)
+
+
 def _near_mean(o: _Operands) -> tf.Tensor:
-  """A value near the mean of each group, and equal to it in a constant group.
+  """For each channel a value near its mean, and equal to it if it is constant.
 
-  Differences from an element of a constant group are exact zeros. One element
+  Differences from an element of a constant channel are exact zeros. One element
   alone may be an outlier, far from the mean; the average difference of a part
-  of the group mends that.
+  of the channel mends that.
   """
-  spec, x = o.spec, o.x
-  if o.mask is not None:
-    # The first element may be padding; the largest valid one is an element too.
-    lowest = tf.constant(x.dtype.min, x.dtype)
-    element = tf.where(o.mask, x, lowest)
-    element = tf.reduce_max(element, spec.axes, keepdims=True)
-    element = o.combine(element, tf.reduce_max)
-    element = tf.where(element > lowest, element, tf.zeros([], x.dtype))
-    return element + o.sum(o.valid(x - o.spread(element))) / o.group_size
-
-  dims = _dims(x)
-  one, part = [slice(None)] * len(dims), [slice(None)] * len(dims)
-  channels = []
-  for axis in spec.axes:
+  axes = o.spec.axes
+  one, part = ([slice(None)] * o.x.shape.rank for _ in range(2))
+  for axis in axes:
     one[axis] = slice(0, 1)
-  if spec.split:
-    axis, groups = spec.split
-    channels = [dims[axis] // groups]
-    one[axis] = slice(None, None, dims[axis] // groups)
-  long = [i for i in spec.axes if x.shape[i] is None or x.shape[i] >= _SAMPLING]
+  sizes = o.narrow.shape
+  long = [i for i in axes if sizes[i] is None or sizes[i] >= _SAMPLING]
   for axis in long[:1]:
-    part[axis] = slice(0, (dims[axis] + _SAMPLING - 1) // _SAMPLING)
-  element, some = x[tuple(one)], x[tuple(part)]
-  size = _product([_dims(some)[i] for i in spec.axes] + channels, x.dtype)
-  return element + o.sum(some - o.spread(element)) / size
+    # An unknown size may be a small one.
+    some = _dims(o.narrow)[axis] // _SAMPLING
+    part[axis] = slice(0, some if sizes[axis] else tf.maximum(some, 1))
+  some = o.narrow[tuple(part)]
+  if o.spec.view and o.spec.platform == 'GPU':
+    # Cut out before the axis is: XLA:GPU reads all of a tensor of another shape
+    # for a part of it. Two elements of a row do; most is in `_row`.
+    axis, _ = o.spec.view
+    before, size = [slice(None)] * axis, sizes[axis + 1]
+    some = [o.source[(*before, slice(i, None, size))] for i in (0, size // 2)]
+    some = tf.stack(some, axis + 1)
+  first = tf.cast(some[tuple(one)], o.dtype)
+  some = tf.cast(some, o.dtype)
+  if o.counted is None:
+    size = _product([_dims(some)[i] for i in axes], o.dtype)
+    if o.spec.platform == 'TPU':
+      # An element costs a TPU as much as a part. Where the part is constant its
+      # value is taken: its computed mean may differ in the last place.
+      largest = tf.reduce_max(some, axes, keepdims=True)
+      smallest = tf.reduce_min(some, axes, keepdims=True)
+      mean = tf.reduce_sum(some, axes, keepdims=True) / size
+      return tf.where(largest == smallest, largest, mean)
+    return first + o.add_up(some - first) / size
+  element = _first_valid(o)
+  masked = [i for i in axes if i in o.spec.mask_axes]
+  free = [_dims(some)[i] for i in axes if i not in masked]
+  counted = o.counted[
+    tuple(p if i in masked else slice(None) for i, p in enumerate(part))
+  ]
+  difference = tf.where(counted, some - element, tf.zeros([], o.dtype))
+  size = tf.reduce_sum(tf.cast(counted, o.dtype), masked, keepdims=True)
+  size = tf.maximum(size * _product(free, o.dtype), 1)
+  return element + o.add_up(difference) / size
 
 
 def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
-  """`(k, delta, rstd)` of each group; `(rstd,)` for RMS.
+  """`(k, offset, rstd)` with xhat = (x - k) * rstd + offset; `(rstd,)` for RMS.
 
-  The mean is kept as an unevaluated sum k + delta. For x near k the difference
-  x - k is exact, so nothing is lost where float32 cannot hold the mean: at mean
-  1e4 and deviation 1e-2, rounding the mean to float32 moves the result by 5e-2.
+  `k` and `offset` belong to a channel, `rstd` to a group. For x near k the
+  difference x - k is exact, so nothing is lost where float32 cannot hold the
+  mean: at mean 1e4 and deviation 1e-2, rounding the mean to float32 moves the
+  result by 5e-2. Channels are combined on small tensors, so that what passes
+  over `x` sees one number for each of them.
   """
+  epsilon, size = o.spec.epsilon, o.channel_size
   if o.spec.rms:
-    variance = o.sum(o.valid(o.x * o.x)) / o.group_size
-    return (tf.math.rsqrt(variance + o.spec.epsilon),)
+    return (tf.math.rsqrt(o.mean(o.part_of_group(o.x * o.x)) + epsilon),)
   # In exact arithmetic the result does not depend on k: no gradient through it.
   k = tf.stop_gradient(_near_mean(o))
-  d = o.valid(o.x - o.spread(k))
-  delta = o.sum(d) / o.group_size
-  square = o.sum(d * d) / o.group_size
+  d = o.part_of_group(o.x - k)
+  delta = o.add_up(d) / size
+  d = o.part_of_group(k - o.x)
+  square = o.add_up(d * d) / size
   variance = tf.maximum(square - delta * delta, 0)
   # Where squares overflow, infinite and not inf - inf: the result is then 0.
   variance = tf.where(tf.math.is_inf(square), square, variance)
-  return k, delta, tf.math.rsqrt(variance + o.spec.epsilon)
+  if o.spec.split is None:
+    rstd = tf.math.rsqrt(variance + epsilon)
+    return k, -delta * rstd, rstd
+  # Means as distances from one number for the group, and the variance between.
+  mean = delta + (k - o.spread(o.first_channel(k)))
+  away = mean - o.spread(o.combine(mean))
+  rstd = tf.math.rsqrt(o.combine(variance + away * away) + epsilon)
+  return k, (away - delta) * o.spread(rstd), rstd
 
 
-def _normalized(o: _Operands, statistics) -> tf.Tensor:
+def _line(t, scale, offset):
+  """`t * scale + offset`, either of which may be `None`."""
+  if scale is not None:
+    t = t * scale
+  return t if offset is None else t + offset
+
+
+def _standard(o: _Operands, x, statistics):
+  """`(d, scale, offset)` with xhat = d * scale + offset.
+
+  `scale` and `offset` have the size of the channels, so that a product with
+  gamma costs no pass over `x` where gamma is one number for a channel.
+  """
+  if o.counted is None:
+    # Groups that are masked as a whole may have statistics of NaN.
+    statistics = [o.valid(s) for s in statistics]
   if o.spec.rms:
-    return o.valid(o.x * o.spread(statistics[0]))
-  k, delta, rstd = (o.spread(s) for s in statistics)
-  return o.valid(((o.x - k) - delta) * rstd)
+    return o.valid(x), o.spread(statistics[0]), None
+  k, offset, rstd = statistics
+  return o.valid(k - x), -o.spread(rstd), offset
 
 
-def _affine(o: _Operands, xhat: tf.Tensor) -> tf.Tensor:
-  z = xhat if o.gamma is None else xhat * o.gamma
-  return z if o.beta is None else z + o.beta
+def _affine(o: _Operands, d, scale, offset) -> tf.Tensor:
+  """gamma * (d * scale + offset) + beta."""
+  if not o.constant_affine:
+    return _line(_line(d, scale, offset), o.gamma, o.beta)
+  if o.gamma is not None:
+    scale = scale * o.gamma
+    offset = None if offset is None else offset * o.gamma
+  if o.beta is not None:
+    offset = o.beta if offset is None else offset + o.beta
+  return _line(d, scale, offset)
+
+
+def _row(o: _Operands, x: tf.Tensor):
+  """`(xhat, rstd)` by reductions one after the other, each of what came before.
+
+  XLA:GPU makes one kernel of such a chain, which reads `x` once and holds it in
+  registers; it does not where two sums are taken of one tensor. The largest
+  element and the mean distance from it serve as k of `_statistics`.
+  """
+  d = x - tf.stop_gradient(tf.reduce_max(x, o.spec.axes, keepdims=True))
+  for _ in range(2):
+    d -= o.mean(d)
+  rstd = tf.math.rsqrt(o.mean(d * d) + o.spec.epsilon)
+  return d * rstd, rstd
 
 
 def forward(spec: Spec, x, gamma, beta, gate, mask):
   """Returns `y`, shaped as `x`, and the statistics that `backward` wants."""
   o = _Operands(spec, x, gamma, beta, gate, mask)
-  statistics = _statistics(o)
-  y = _affine(o, _normalized(o, statistics))
+  if o.row:
+    statistics = ()
+    y = _line(_row(o, o.x)[0], o.gamma, o.beta)
+  else:
+    statistics = _statistics(o)
+    y = _affine(o, *_standard(o, o.x, statistics))
   y = ACTIVATIONS[spec.activation][0](y)
   if o.gate is not None:
     y *= ACTIVATIONS[spec.gate_activation][0](o.gate)
@@ -373,47 +566,73 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
   Returns:
     Four gradients, `None` for an argument that was `None`.
   """
-  o = _Operands(spec, x, gamma, beta, gate, mask)
-  if statistics is None:
+  o, dtype = _Operands(spec, x, gamma, beta, gate, mask), x.dtype
+  if not statistics:
     statistics = _statistics(o)
-  xhat = _normalized(o, statistics)
-  dz = o.valid(o.enter(dy))
   activation, slope = ACTIVATIONS[spec.activation]
-  dgate = None
-  if o.gate is not None:
-    gating, gate_slope = ACTIVATIONS[spec.gate_activation]
-    dgate = dz * activation(_affine(o, xhat)) * gate_slope(o.gate)
-    dgate = o.leave(o.valid(dgate), gate.dtype)
-    dz = o.valid(dz * gating(o.gate))
-  if spec.activation:
-    dz *= slope(_affine(o, xhat))
-
-  # Where gamma and beta are constant along `axes`, the same two sums per
-  # channel give dgamma, dbeta and both means: one pass over x and dy, not two.
-  sums = [dz, dz * xhat]
-  axes_left = spec.axes
-  if not set(spec.gamma_axes + spec.beta_axes) & set(spec.axes):
-    sums = [o.add_up(t) for t in sums]
-    axes_left = ()
+  gating, gate_slope = ACTIVATIONS[spec.gate_activation]
+  upstream = o.valid(o.enter(dy))
+  rstd = o.spread(statistics[-1])
 
   def times_gamma(t):
     return t if o.gamma is None else t * o.gamma
 
-  def group_mean(t):
-    t = tf.reduce_sum(times_gamma(t), axes_left, keepdims=True)
-    return o.combine(t) / o.group_size
+  def until_affine(z):
+    """dz, the gradient with respect to the pre-activation z."""
+    dz = upstream
+    if o.gate is not None:
+      dz = o.valid(dz * gating(o.gate))
+    return dz if spec.activation is None else dz * slope(z)
 
-  dx = times_gamma(dz) - xhat * o.spread(group_mean(sums[1]))
-  if not spec.rms:
-    dx -= o.spread(group_mean(sums[0]))
-  dx = o.valid(dx * o.spread(statistics[-1]))
+  def times_xhat(sum_, sum_with_d):
+    """sum(t * xhat), of sum(t) and sum(t * d)."""
+    product = sum_with_d * scale
+    return product if offset is None else product + sum_ * offset
 
-  dgamma = dbeta = None
-  if gamma is not None:
-    dgamma = o.parameter_gradient(sums[1], gamma, spec.gamma_axes)
-  if beta is not None:
-    dbeta = o.parameter_gradient(sums[0], beta, spec.beta_axes)
-  return o.leave(dx, x.dtype), dgamma, dbeta, dgate
+  d, scale, offset = _standard(o, o.x, statistics)
+  z = _affine(o, d, scale, offset)
+  dz = until_affine(z)
+  dgate = None
+  if o.gate is not None:
+    dgate = upstream * activation(z) * gate_slope(o.gate)
+    dgate = o.leave(o.valid(dgate), gate.dtype)
+  if o.constant_affine:
+    # The same two sums per channel give dgamma, dbeta and both means: one pass
+    # over x and dy, not two.
+    dbeta = o.add_up(dz)
+    dgamma = times_xhat(dbeta, o.add_up(dz * d))
+    mean, mean_xhat = (
+      o.spread(o.combine(times_gamma(t) / o.channel_size))
+      for t in (dbeta, dgamma)
+    )
+    # Stacked, because XLA makes one sum of two nested sums: another pass.
+    both = tf.stack([dgamma, dbeta])
+    dgamma = o.parameter_gradient(both, gamma, spec.gamma_axes, 0)
+    dbeta = o.parameter_gradient(both, beta, spec.beta_axes, 1)
+  else:
+    xhat = _line(d, scale, offset)
+    dgamma = o.parameter_gradient(dz * xhat, gamma, spec.gamma_axes)
+    dbeta = o.parameter_gradient(dz, beta, spec.beta_axes)
+    if not o.row:
+      mean = o.mean(times_gamma(dz))
+      mean_xhat = times_xhat(mean, o.mean(times_gamma(dz) * d))
+
+  x = o.x
+  if spec.platform == 'GPU':
+    # What the sums have made of x is cheaper made again than read.
+    x = _after(x, dy)
+  if o.row:
+    xhat, rstd = _row(o, x)
+    dxhat = times_gamma(until_affine(_line(xhat, o.gamma, o.beta)))
+    dx = (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
+  else:
+    if spec.platform == 'GPU':
+      d, scale, offset = _standard(o, x, statistics)
+      dz = until_affine(_affine(o, d, scale, offset))
+    dx = times_gamma(dz) * rstd - d * (scale * rstd * mean_xhat)
+    if not spec.rms:
+      dx -= rstd * (mean + offset * mean_xhat)
+  return o.leave(o.valid(dx), dtype), dgamma, dbeta, dgate
 
 
 # --- Plain or compiled -------------------------------------------------------
@@ -510,12 +729,15 @@ def _runner(jit_compile: bool | str, x: tf.Tensor) -> Callable:
 
 
 def _form(spec: Spec, run: Callable, x: tf.Tensor) -> Spec:
-  """The form of the sums that suits the platform.
-
-  Slices of a tensor are views to XLA and copies to everybody else.
-  """
-  xla = run is compiled or _in_xla_trace()
-  return dataclasses.replace(spec, sliced=xla and _device_types(x) == {'CPU'})
+  """`spec`, with the platform whose XLA compiles what `run` runs."""
+  platform = None
+  if _in_tpu_replica():
+    platform = 'TPU'
+  elif run is compiled or _in_xla_trace():
+    # Where there is a choice, TensorFlow takes the accelerator.
+    types = _device_types(x)
+    platform = next(t for t in ('TPU', 'GPU', 'CPU') if t in types)
+  return dataclasses.replace(spec, platform=platform)
 
 
 @functools.partial(tf.function, autograph=False)
@@ -526,9 +748,9 @@ def _backward_of_backward(spec, arguments, mask, dy, upstream):
   `tf.function` for its graph: a `ForwardAccumulator` at work stops the tapes
   that would do this eagerly, but not symbolic gradients.
   """
-  # Slices would come back as a concatenation, whose own gradient XLA does not
-  # compile inside a loop.
-  spec = dataclasses.replace(spec, sliced=False)
+  # As op by op: slices would come back as a concatenation, whose own gradient
+  # XLA does not compile inside a loop.
+  spec = dataclasses.replace(spec, platform=None)
   wanted = [dy, *(t for t in arguments if t is not None)]
   with tf.GradientTape() as tape:
     tape.watch(wanted)

@@ -1,0 +1,259 @@
+"""What XLA makes of the kernel on GPUs and TPUs that are not here.
+
+  python benchmarks/xla_cost.py [--targets=h100,v5e] [--cases=GN] [--check]
+
+Compiles TensorFlow's own StableHLO with the compilers for a GPU and a TPU, ours
+beside Keras', and counts: kernels, memory traffic in T (the size of the input),
+temporaries in T, and on a TPU the compiler's estimate of kilocycles. These are
+the compilers' models, no timings. For a TPU compare cycles, not traffic: it
+counts copies to on-chip memory too.
+
+`--check` exits with an error where a count exceeds its budget in
+`budgets.json`; `--write` puts all counts into `results/xla_cost.json`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import multiprocessing
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+from absl import app, flags
+
+import cases as c
+
+HERE = pathlib.Path(__file__).parent
+TARGETS = flags.DEFINE_list(
+  'targets', ['h100', 'v5e'], 'Which of a100, h100, v5e, v6e to compile for.'
+)
+CASES = flags.DEFINE_string('cases', '', 'Only cases with this in their name.')
+CHECK = flags.DEFINE_bool('check', False, 'Fail where a budget is exceeded.')
+WRITE = flags.DEFINE_bool('write', False, 'Write results/xla_cost.json.')
+KEEP = flags.DEFINE_string('keep', '', 'Folder for StableHLO and HLO files.')
+
+_BIG = [
+  c.group(16, 56, 56, 256),
+  c.group(16, 256, 56, 56, axis=1),
+  c.group(4, 64, 64, 320),
+  c.instance(8, 128, 128, 64),
+  c.instance(8, 64, 128, 128, axis=1),
+  c.layer(32, 512, 768),
+  c.head(32, 512, 768),
+]
+ALL = [
+  *_BIG,
+  *(case.with_dtype('bfloat16') for case in _BIG),
+  c.group(16, 56, 56, 256, activation='silu'),
+  c.group(2, 8, 28, 28, 256),
+  c.layer(1, 2048, 4096),
+  c.layer(32, 512, 768, rms=True),
+  c.head(32, 512, 768, rms=True),
+]
+
+# Data sheets of the cards, in the form that XLA wants.
+_GPU = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+  threads_per_core_limit: 2048 core_count: {cores} fpus_per_core: {fpus}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: {bandwidth}
+  l2_cache_size: {l2} clock_rate_ghz: {clock} device_memory_size: {memory}
+  shared_memory_per_block_optin: {optin}
+  cuda_compute_capability {{ major: {major} minor: 0 }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}"
+"""
+_TOPOLOGIES = {
+  'h100': _GPU.format(
+    shared=233472,
+    cores=132,
+    fpus=128,
+    bandwidth=3352000000000,
+    l2=52428800,
+    clock=1.98,
+    memory=84825604096,
+    optin=232448,
+    major=9,
+    name='NVIDIA H100 80GB HBM3',
+  ),
+  'a100': _GPU.format(
+    shared=167936,
+    cores=108,
+    fpus=64,
+    bandwidth=2039000000000,
+    l2=41943040,
+    clock=1.41,
+    memory=84825604096,
+    optin=166912,
+    major=8,
+    name='NVIDIA A100-SXM4-80GB',
+  ),
+  'v5e': 'v5e:2x2',
+  'v6e': 'v6e:2x2',
+}
+
+
+def platform(target: str) -> str:
+  return 'TPU' if target.startswith('v') else 'GPU'
+
+
+@dataclasses.dataclass
+class Cost:
+  """What one compiled function costs, by the compiler's own count."""
+
+  kernels: int
+  traffic: float
+  temporaries: float
+  kilocycles: float | None = None
+
+
+class Compiler:
+  """XLA for one absent device."""
+
+  def __init__(self, target: str):
+    from jax.experimental import topologies
+
+    if platform(target) == 'TPU':
+      topology = topologies.get_topology_desc(
+        platform='tpu', topology_name=_TOPOLOGIES[target]
+      )
+    else:
+      topology = topologies.get_topology_desc(
+        platform='cuda',
+        topology_name='1x1x1',
+        topology='1x1x1',
+        target_config=_TOPOLOGIES[target],
+      )
+    self.device = topology.devices[0]
+    self.tpu = platform(target) == 'TPU'
+
+  def __call__(self, text: str):
+    import numpy as np
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
+
+    device = self.device
+    options = compiler.get_compile_options(
+      num_replicas=1,
+      num_partitions=1,
+      device_assignment=np.array([[device.id]]),
+    )
+    with mlir.make_ir_context():
+      return device.client.compile(
+        ir.Module.parse(text),
+        executable_devices=xla_client.DeviceList((device,)),
+        compile_options=options,
+      )
+
+  def cost(self, text: str, size: int) -> tuple[Cost, str]:
+    """Counts for a program whose input has `size` bytes, and its HLO."""
+    import jax
+    from jax._src.lib import _jax
+
+    executable = self(text)
+    module = executable.hlo_modules()[0]
+    hlo = module.to_string()
+    entry = hlo[hlo.index('\nENTRY') :]
+    entry = entry[: entry.index('\n}')]
+    kinds = collections.Counter(
+      re.findall(r' = (?:\([^=]*?\)|\S+) ([a-z\-]+)\(', entry)
+    )
+    kernels = sum(
+      kinds[kind]
+      for kind in (
+        'fusion',
+        'custom-call',
+        'copy',
+        'transpose',
+        'reduce',
+        'convert',
+        'dot',
+      )
+    )
+    memory = executable.get_compiled_memory_stats()
+    cost = Cost(kernels, 0, memory.temp_size_in_bytes / size)
+    if self.tpu:
+      cost.traffic = executable.cost_analysis()['bytes accessed'] / size
+      cycles = re.findall(r'"estimated_cycles":"(\d+)"', entry)
+      cost.kilocycles = sum(map(int, cycles)) / 1000
+    else:
+      client = jax.devices('cpu')[0].client
+      counts = _jax.hlo_module_cost_analysis(client, module)
+      cost.traffic = counts['bytes accessed'] / size
+    return cost, hlo
+
+
+def chosen() -> list[c.Case]:
+  return [case for case in ALL if CASES.value in case.name]
+
+
+def _lower(cases, platforms, folder):
+  c.write_stablehlo(cases, platforms, folder)
+
+
+def costs(cases, targets, folder: pathlib.Path):
+  """Yields (case, target, pass, owner, cost)."""
+  # TensorFlow and JAX keep to processes of their own.
+  context = multiprocessing.get_context('spawn')
+  platforms = sorted({platform(target) for target in targets})
+  child = context.Process(target=_lower, args=(cases, platforms, folder))
+  child.start()
+  child.join()
+  if child.exitcode:
+    raise RuntimeError('TensorFlow could not lower the cases; see above.')
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+  for target in targets:
+    compiler = Compiler(target)
+    for case in cases:
+      for name in ('forward', 'step'):
+        for owner in ('ours', 'keras'):
+          path = folder / platform(target) / owner / name / f'{case.name}.mlir'
+          cost, hlo = compiler.cost(path.read_text(), case.bytes)
+          path.with_suffix(f'.{target}.hlo').write_text(hlo)
+          yield case, target, name, owner, cost
+
+
+def main(_):
+  folder = pathlib.Path(KEEP.value or tempfile.mkdtemp())
+  head = f'{"":42}{"kernels":>12}{"traffic, T":>16}{"temporaries, T":>16}'
+  print(f'{head}{"kilocycles":>18}\n{"":42}' + f'{"ours":>8}{"keras":>8}' * 4)
+  pair, results = {}, []
+  for case, target, name, owner, cost in costs(
+    chosen(), TARGETS.value, folder
+  ):
+    results.append(
+      {
+        'case': case.name,
+        'target': target,
+        'pass': name,
+        'owner': owner,
+        **dataclasses.asdict(cost),
+      }
+    )
+    pair[owner] = cost
+    if owner == 'keras':
+      row = f'{target:5}{case.name[:28]:29}{name:8}'
+      for field in ('kernels', 'traffic', 'temporaries', 'kilocycles'):
+        for who in ('ours', 'keras'):
+          value = getattr(pair[who], field)
+          text = '' if value is None else f'{value:.2f}'
+          row += f'{text if field != "kernels" else value:>8}'
+      print(row, flush=True)
+
+
+if __name__ == '__main__':
+  sys.path.insert(0, str(HERE.parent))
+  app.run(main)
