@@ -141,7 +141,8 @@ def theirs(case: Case, generation: str = 'keras') -> Callable:
 
   def call(x, gamma, beta):
     if generation == 'tf_keras':
-      layer.gamma, layer.beta = gamma, beta
+      # It is not asked to cast, as it would its own weights.
+      layer.gamma, layer.beta = (tf.cast(p, x.dtype) for p in (gamma, beta))
       return layer.call(x)
     parameters = [gamma] if case.rms else [gamma, beta]
     return layer.stateless_call(parameters, [], x)[0]

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import multiprocessing
 import os
 import pathlib
@@ -231,9 +230,7 @@ def main(_):
   head = f'{"":42}{"kernels":>12}{"traffic, T":>16}{"temporaries, T":>16}'
   print(f'{head}{"kilocycles":>18}\n{"":42}' + f'{"ours":>8}{"keras":>8}' * 4)
   pair, results = {}, []
-  for case, target, name, owner, cost in costs(
-    chosen(), TARGETS.value, folder
-  ):
+  for case, target, name, owner, cost in costs(chosen(), TARGETS.value, folder):
     results.append(
       {
         'case': case.name,

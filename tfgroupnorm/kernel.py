@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -156,20 +157,45 @@ def _cut(t: tf.Tensor, axis: int, groups: int) -> tf.Tensor:
   return tf.reshape(t, dims[:axis] + cut + dims[axis + 1 :])
 
 
-def _join(t: tf.Tensor, axis: int) -> tf.Tensor:
-  """Undoes `_cut`."""
-  dims = _dims(t)
-  joined = [dims[axis] * dims[axis + 1]]
-  return tf.reshape(t, dims[:axis] + joined + dims[axis + 2 :])
+def _merged(spec: Spec, dims: list[Any]) -> tuple[Spec, list[Any]]:
+  """`spec` and `dims` with neighbouring axes of one kind made one axis.
+
+  XLA:CPU vectorizes loops over few axes; at four it takes half as long again.
+  """
+  named = ('axes', 'gamma_axes', 'beta_axes', 'mask_axes')
+  alone = spec.split[0] if spec.split else None
+  kinds = [
+    (i == alone, *(i in getattr(spec, name) for name in named))
+    for i in range(len(dims))
+  ]
+  place, merged = [], []
+  for i, n in enumerate(dims):
+    if i and kinds[i] == kinds[i - 1]:
+      merged[-1] = merged[-1] * n
+    else:
+      merged.append(n)
+    place.append(len(merged) - 1)
+  axes = {
+    name: tuple(sorted({place[i] for i in getattr(spec, name)}))
+    for name in named
+  }
+  split = (place[alone], spec.split[1]) if spec.split else None
+  return dataclasses.replace(spec, view=None, split=split, **axes), merged
 
 
-def _product(dims: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
-  """Product of sizes, as a float: it does not overflow where an int32 would."""
-  result = tf.constant(math.prod(n for n in dims if isinstance(n, int)), dtype)
-  for n in dims:
-    if not isinstance(n, int):
-      result *= tf.cast(n, dtype)
-  return result
+def _count(dims: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
+  """How many elements `dims` hold, at least 1, so that it can be divided by.
+
+  As a float: it does not overflow where an int32 would.
+  """
+  known = math.prod(n for n in dims if isinstance(n, int))
+  unknown = [n for n in dims if not isinstance(n, int)]
+  if not unknown:
+    return tf.constant(max(known, 1), dtype)
+  result = tf.constant(known, dtype)
+  for n in unknown:
+    result *= tf.cast(n, dtype)
+  return tf.maximum(result, 1)
 
 
 def _folded(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
@@ -188,6 +214,51 @@ def _folded(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
   return t
 
 
+def _cpu_sums(tensors, axes: Sequence[int]) -> list[tf.Tensor]:
+  """`tf.reduce_sum(t, axes, keepdims=True)` of each, for XLA:CPU."""
+  if not axes:
+    return list(tensors)
+  sizes = tensors[0].shape[axes[0] :]
+  if list(axes) == list(range(axes[0], tensors[0].shape.rank)) and (
+    sizes.is_fully_defined()
+  ):
+    return [_row_sum(t, axes[0], sizes.num_elements()) for t in tensors]
+  if len(tensors) == 1:
+    return [_column_sum(tensors[0], axes)]
+  # As one complex tensor: XLA:CPU gives each reduction a pass of its own.
+  t = _column_sum(tf.complex(*tensors), axes)
+  return [tf.math.real(t), tf.math.imag(t)]
+
+
+def _column_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+  """Sums over any axes for XLA:CPU."""
+  dims = _dims(t)
+  ones = [1 if i in axes else n for i, n in enumerate(dims)]
+  first, last = axes[0], axes[-1]
+  sizes = t.shape[first : last + 1]
+  if len(sizes) == len(axes) and sizes.is_fully_defined():
+    length = sizes.num_elements()
+    t = tf.reshape(t, [*dims[:first], length, *dims[last + 1 :]])
+    axes = [first]
+  return tf.reshape(tf.reduce_sum(_folded(t, axes), axes), ones)
+
+
+def _row_sum(t: tf.Tensor, first: int, length: int) -> tf.Tensor:
+  """Sums over axes `first` to last, `length` elements, for XLA:CPU.
+
+  The last step is a product with ones, because XLA:CPU adds up short rows
+  element by element.
+  """
+  before, rank = _dims(t)[:first], t.shape.rank
+  rows = functools.reduce(operator.mul, before, 1)
+  t = _folded(tf.reshape(t, [rows, length]), [1])
+  if t.shape[1] <= _ROW:
+    t = tf.matmul(t, tf.ones((t.shape[1], 1), t.dtype))
+  else:
+    t = tf.reduce_sum(t, 1)
+  return tf.reshape(t, [*before, *[1] * (rank - first)])
+
+
 def _staged_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
   """`tf.reduce_sum(t, axes, keepdims=True)`, in two stages where it is long.
 
@@ -195,6 +266,8 @@ def _staged_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
   more traffic than all the rest. The factor between the stages keeps it from
   making one sum of two again.
   """
+  if not axes:
+    return t
   dims = t.shape.as_list()
   first, last = axes[0], axes[-1]
   size = [dims[i] for i in axes]
@@ -241,12 +314,21 @@ class _Operands:
   """
 
   def __init__(self, spec: Spec, x, gamma, beta, gate, mask):
-    self.spec = spec
     self.dtype = compute_dtype(x.dtype)
+    self.source = x
+    self.dims = dims = _dims(x)
+    viewed = spec.view is not None
+    if spec.view:
+      axis, groups = spec.view
+      cut = [groups, self.dims[axis] // groups]
+      self.dims = self.dims[:axis] + cut + self.dims[axis + 1 :]
+    if spec.platform == 'CPU':
+      spec, self.dims = _merged(spec, self.dims)
+    self.spec = spec
+    self.same = not viewed and len(self.dims) == len(dims)
     # Parts of x are cut out before they are widened: XLA would write out a wide
     # copy of the whole.
-    self.source = x
-    self.narrow = _cut(x, *spec.view) if spec.view else x
+    self.narrow = self._reshaped(x)
     self.x = tf.cast(self.narrow, self.dtype)
     self.gate = None if gate is None else self.enter(gate)
     self.gamma = self._lay(gamma, spec.gamma_axes, self.dtype)
@@ -257,15 +339,17 @@ class _Operands:
     self.counted = self.mask if partial else None
     self.channel_size = self._channel_size()
 
+  def _reshaped(self, t: tf.Tensor) -> tf.Tensor:
+    return t if self.same else tf.reshape(t, self.dims)
+
   def enter(self, t: tf.Tensor) -> tf.Tensor:
     """A tensor shaped as the caller's `x` -> as the kernel sees it."""
-    t = _cut(t, *self.spec.view) if self.spec.view else t
-    return tf.cast(t, self.dtype)
+    return tf.cast(self._reshaped(t), self.dtype)
 
   def leave(self, t: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """Undoes `enter`."""
     t = tf.cast(t, dtype)
-    return _join(t, self.spec.view[0]) if self.spec.view else t
+    return t if self.same else tf.reshape(t, _dims(self.source))
 
   def _lay(self, p, axes, dtype):
     """Reshapes `p` to the rank of x: its sizes on `axes`, 1 elsewhere."""
@@ -279,14 +363,14 @@ class _Operands:
     """How many elements one channel has on `axes`; a scalar but for a mask."""
     axes, dims = self.spec.axes, _dims(self.x)
     if self.counted is None:
-      return _product([dims[i] for i in axes], self.dtype)
+      return _count([dims[i] for i in axes], self.dtype)
     masked = [i for i in axes if i in self.spec.mask_axes]
     free = [dims[i] for i in axes if i not in masked]
     valid = tf.cast(self.counted, self.dtype)
     valid = tf.reduce_sum(valid, masked, keepdims=True)
     # Where there is no valid position there are no statistics; 1 keeps them
     # finite.
-    return tf.maximum(valid * _product(free, self.dtype), 1)
+    return tf.maximum(valid * _count(free, self.dtype), 1)
 
   def valid(self, t: tf.Tensor) -> tf.Tensor:
     """`t`, with zeros where the mask is False even if `t` is NaN there."""
@@ -310,21 +394,18 @@ class _Operands:
     axis, groups = self.spec.split
     return tf.gather(_cut(t, axis, groups), 0, axis=axis + 1)
 
-  def add_up(self, t: tf.Tensor) -> tf.Tensor:
-    """Sums over `axes`: elements -> channels."""
+  def add_up(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Sums over `axes`, of one tensor or two: elements -> channels."""
     axes = self.spec.axes
     if self.spec.platform == 'CPU':
-      t = _folded(t, axes)
-      if axes == (t.shape.rank - 1,) and (t.shape[-1] or math.inf) <= _ROW:
-        # As a product with ones: XLA:CPU adds up short rows element by element.
-        return tf.matmul(t, tf.ones((t.shape[-1], 1), t.dtype))
-    elif self.spec.platform == 'GPU':
-      return _staged_sum(t, axes)
-    return tf.reduce_sum(t, axes, keepdims=True)
+      return _cpu_sums(tensors, axes)
+    if self.spec.platform == 'GPU':
+      return [_staged_sum(t, axes) for t in tensors]
+    return [tf.reduce_sum(t, axes, keepdims=True) for t in tensors]
 
   def mean(self, t: tf.Tensor) -> tf.Tensor:
     """Elements -> groups."""
-    return self.combine(self.add_up(t) / self.channel_size)
+    return self.combine(self.add_up(t)[0] / self.channel_size)
 
   def spread(self, s: tf.Tensor) -> tf.Tensor:
     """Groups -> channels: the result broadcasts with `x`."""
@@ -344,7 +425,8 @@ class _Operands:
     if pick is not None:
       others = [i + 1 for i in others]
     elif self.spec.platform == 'CPU':
-      t = _folded(t, others)
+      t = _column_sum(t, others) if others else t
+      others = []
     elif self.spec.platform == 'GPU' and others:
       t = _staged_sum(t, others)
       others = []
@@ -360,18 +442,45 @@ class _Operands:
     spec = self.spec
     return not set(spec.gamma_axes + spec.beta_axes) & set(spec.axes)
 
+  def differences(self, x, k):
+    """x - k twice, of either sign.
+
+    On a GPU they have two signs, or XLA would find that they are the same and
+    write them out for all who want them.
+    """
+    d = x - k
+    return d, k - x if self.spec.platform == 'GPU' else d
+
+  def first(self, t: tf.Tensor) -> tf.Tensor:
+    """The first element of each channel; 0 where there is none."""
+    axes = self.spec.axes
+    rank = t.shape.rank
+    one = tuple(slice(0, 1 if i in axes else None) for i in range(rank))
+    if all(t.shape[i] for i in axes):
+      return t[one]
+    # An unknown size may be 0.
+    return tf.reduce_sum(t[one], axes, keepdims=True)
+
   @property
   def row(self) -> bool:
-    """Whether XLA:GPU computes each group in one kernel, see `_row`."""
+    """Whether each group is a row of memory, and not too long a one."""
     spec = self.spec
-    rank = self.x.shape.rank
+    if not spec.axes:
+      return False
+    sizes = self.x.shape[spec.axes[0] :]
     return (
-      spec.platform == 'GPU'
-      and not spec.rms
+      not spec.rms
       and self.counted is None
       and spec.split is None
-      and spec.axes == (rank - 1,)
+      and len(sizes) == len(spec.axes)
+      and sizes.is_fully_defined()
+      and 0 < sizes.num_elements() <= _SLICES * _ROW
     )
+
+  @property
+  def chain(self) -> bool:
+    """Whether XLA:GPU computes each group in one kernel, see `_row`."""
+    return self.row and self.spec.platform == 'GPU' and len(self.spec.axes) == 1
 
 
 # --- The maths ---------------------------------------------------------------
@@ -407,9 +516,7 @@ def _near_mean(o: _Operands) -> tf.Tensor:
   of the channel mends that.
   """
   axes = o.spec.axes
-  one, part = ([slice(None)] * o.x.shape.rank for _ in range(2))
-  for axis in axes:
-    one[axis] = slice(0, 1)
+  part = [slice(None)] * o.x.shape.rank
   sizes = o.narrow.shape
   long = [i for i in axes if sizes[i] is None or sizes[i] >= _SAMPLING]
   for axis in long[:1]:
@@ -424,10 +531,10 @@ def _near_mean(o: _Operands) -> tf.Tensor:
     before, size = [slice(None)] * axis, sizes[axis + 1]
     some = [o.source[(*before, slice(i, None, size))] for i in (0, size // 2)]
     some = tf.stack(some, axis + 1)
-  first = tf.cast(some[tuple(one)], o.dtype)
+  first = tf.cast(o.first(some), o.dtype)
   some = tf.cast(some, o.dtype)
   if o.counted is None:
-    size = _product([_dims(some)[i] for i in axes], o.dtype)
+    size = _count([_dims(some)[i] for i in axes], o.dtype)
     if o.spec.platform == 'TPU':
       # An element costs a TPU as much as a part. Where the part is constant its
       # value is taken: its computed mean may differ in the last place.
@@ -435,7 +542,7 @@ def _near_mean(o: _Operands) -> tf.Tensor:
       smallest = tf.reduce_min(some, axes, keepdims=True)
       mean = tf.reduce_sum(some, axes, keepdims=True) / size
       return tf.where(largest == smallest, largest, mean)
-    return first + o.add_up(some - first) / size
+    return first + o.add_up(some - first)[0] / size
   element = _first_valid(o)
   masked = [i for i in axes if i in o.spec.mask_axes]
   free = [_dims(some)[i] for i in axes if i not in masked]
@@ -444,8 +551,8 @@ def _near_mean(o: _Operands) -> tf.Tensor:
   ]
   difference = tf.where(counted, some - element, tf.zeros([], o.dtype))
   size = tf.reduce_sum(tf.cast(counted, o.dtype), masked, keepdims=True)
-  size = tf.maximum(size * _product(free, o.dtype), 1)
-  return element + o.add_up(difference) / size
+  size = tf.maximum(size * _count(free, o.dtype), 1)
+  return element + o.add_up(difference)[0] / size
 
 
 def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
@@ -461,11 +568,18 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   if o.spec.rms:
     return (tf.math.rsqrt(o.mean(o.part_of_group(o.x * o.x)) + epsilon),)
   # In exact arithmetic the result does not depend on k: no gradient through it.
+  if o.row and o.spec.platform in ('CPU', None):
+    # A row is short enough for any of its elements. It is read twice, but these
+    # platforms read it twice for two sums as well.
+    k = tf.stop_gradient(o.first(o.x))
+    d = o.x - k
+    delta = o.mean(d)
+    d -= delta
+    rstd = tf.math.rsqrt(o.mean(d * d) + epsilon)
+    return k, -delta * rstd, rstd
   k = tf.stop_gradient(_near_mean(o))
-  d = o.part_of_group(o.x - k)
-  delta = o.add_up(d) / size
-  d = o.part_of_group(k - o.x)
-  square = o.add_up(d * d) / size
+  d, e = (o.part_of_group(t) for t in o.differences(o.x, k))
+  delta, square = (t / size for t in o.add_up(d, e * e))
   variance = tf.maximum(square - delta * delta, 0)
   # Where squares overflow, infinite and not inf - inf: the result is then 0.
   variance = tf.where(tf.math.is_inf(square), square, variance)
@@ -498,7 +612,9 @@ def _standard(o: _Operands, x, statistics):
   if o.spec.rms:
     return o.valid(x), o.spread(statistics[0]), None
   k, offset, rstd = statistics
-  return o.valid(k - x), -o.spread(rstd), offset
+  _, d = o.differences(x, k)
+  scale = o.spread(rstd)
+  return o.valid(d), -scale if o.spec.platform == 'GPU' else scale, offset
 
 
 def _affine(o: _Operands, d, scale, offset) -> tf.Tensor:
@@ -530,7 +646,8 @@ def _row(o: _Operands, x: tf.Tensor):
 def forward(spec: Spec, x, gamma, beta, gate, mask):
   """Returns `y`, shaped as `x`, and the statistics that `backward` wants."""
   o = _Operands(spec, x, gamma, beta, gate, mask)
-  if o.row:
+  spec = o.spec
+  if o.chain:
     statistics = ()
     y = _line(_row(o, o.x)[0], o.gamma, o.beta)
   else:
@@ -567,6 +684,7 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     Four gradients, `None` for an argument that was `None`.
   """
   o, dtype = _Operands(spec, x, gamma, beta, gate, mask), x.dtype
+  spec = o.spec
   if not statistics:
     statistics = _statistics(o)
   activation, slope = ACTIVATIONS[spec.activation]
@@ -599,8 +717,8 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
   if o.constant_affine:
     # The same two sums per channel give dgamma, dbeta and both means: one pass
     # over x and dy, not two.
-    dbeta = o.add_up(dz)
-    dgamma = times_xhat(dbeta, o.add_up(dz * d))
+    dbeta, dgamma = o.add_up(dz, dz * d)
+    dgamma = times_xhat(dbeta, dgamma)
     mean, mean_xhat = (
       o.spread(o.combine(times_gamma(t) / o.channel_size))
       for t in (dbeta, dgamma)
@@ -613,7 +731,7 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     xhat = _line(d, scale, offset)
     dgamma = o.parameter_gradient(dz * xhat, gamma, spec.gamma_axes)
     dbeta = o.parameter_gradient(dz, beta, spec.beta_axes)
-    if not o.row:
+    if not o.chain:
       mean = o.mean(times_gamma(dz))
       mean_xhat = times_xhat(mean, o.mean(times_gamma(dz) * d))
 
@@ -621,7 +739,7 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
   if spec.platform == 'GPU':
     # What the sums have made of x is cheaper made again than read.
     x = _after(x, dy)
-  if o.row:
+  if o.chain:
     xhat, rstd = _row(o, x)
     dxhat = times_gamma(until_affine(_line(xhat, o.gamma, o.beta)))
     dx = (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
