@@ -37,8 +37,12 @@ _SAMPLING = 16
 _SLICES = 8
 
 
-# Longest row that is added up as a product, whose error grows with the length.
-_ROW = 1024
+# Lengths of rows that XLA:CPU sums fastest as a product with ones. Up to there
+# it fuses what is summed into the product; shorter ones are faster folded.
+_PRODUCTS = range(128, 3969)
+# Longest row whose statistics are taken from itself in two steps, and not from
+# a part of it first.
+_ROW = 8192
 # Longest column that XLA:GPU is left to add up in one stage. It pads and copies
 # columns of 4096, depending on how many there are.
 _COLUMN = 800
@@ -222,7 +226,7 @@ def _cpu_sums(tensors, axes: Sequence[int]) -> list[tf.Tensor]:
   if list(axes) == list(range(axes[0], tensors[0].shape.rank)) and (
     sizes.is_fully_defined()
   ):
-    return [_row_sum(t, axes[0], sizes.num_elements()) for t in tensors]
+    return _row_sums(tensors, axes[0], sizes.num_elements())
   if len(tensors) == 1:
     return [_column_sum(tensors[0], axes)]
   # As one complex tensor: XLA:CPU gives each reduction a pass of its own.
@@ -243,20 +247,29 @@ def _column_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
   return tf.reshape(tf.reduce_sum(_folded(t, axes), axes), ones)
 
 
-def _row_sum(t: tf.Tensor, first: int, length: int) -> tf.Tensor:
+def _row_sums(tensors, first: int, length: int) -> list[tf.Tensor]:
   """Sums over axes `first` to last, `length` elements, for XLA:CPU.
 
-  The last step is a product with ones, because XLA:CPU adds up short rows
-  element by element.
+  It adds up short rows element by element; a product with ones it vectorizes,
+  even of an expression if the rows are of a middle length.
   """
-  before, rank = _dims(t)[:first], t.shape.rank
+  before = _dims(tensors[0])[:first]
+  after = [1] * (tensors[0].shape.rank - first)
   rows = functools.reduce(operator.mul, before, 1)
-  t = _folded(tf.reshape(t, [rows, length]), [1])
-  if t.shape[1] <= _ROW:
-    t = tf.matmul(t, tf.ones((t.shape[1], 1), t.dtype))
-  else:
-    t = tf.reduce_sum(t, 1)
-  return tf.reshape(t, [*before, *[1] * (rank - first)])
+  flat = [tf.reshape(t, [rows, length]) for t in tensors]
+  if length not in _PRODUCTS:
+    if len(flat) == 2:
+      sums = tf.reduce_sum(_folded(tf.complex(*flat), [1]), 1)
+      sums = [tf.math.real(sums), tf.math.imag(sums)]
+      return [tf.reshape(t, [*before, *after]) for t in sums]
+    flat = [_folded(t, [1]) for t in flat]
+  sums = [
+    tf.matmul(t, tf.ones((t.shape[1], 1), t.dtype))
+    if t.shape[1] <= _PRODUCTS[-1]
+    else tf.reduce_sum(t, 1)
+    for t in flat
+  ]
+  return [tf.reshape(t, [*before, *after]) for t in sums]
 
 
 def _staged_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
@@ -394,14 +407,16 @@ class _Operands:
     axis, groups = self.spec.split
     return tf.gather(_cut(t, axis, groups), 0, axis=axis + 1)
 
-  def add_up(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
-    """Sums over `axes`, of one tensor or two: elements -> channels."""
-    axes = self.spec.axes
+  def _sums(self, tensors, axes: Sequence[int]) -> list[tf.Tensor]:
     if self.spec.platform == 'CPU':
       return _cpu_sums(tensors, axes)
     if self.spec.platform == 'GPU':
       return [_staged_sum(t, axes) for t in tensors]
     return [tf.reduce_sum(t, axes, keepdims=True) for t in tensors]
+
+  def add_up(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
+    """Sums over `axes`, of one tensor or two: elements -> channels."""
+    return self._sums(tensors, self.spec.axes)
 
   def mean(self, t: tf.Tensor) -> tf.Tensor:
     """Elements -> groups."""
@@ -414,27 +429,19 @@ class _Operands:
     axis, groups = self.spec.split
     return tf.repeat(s, _dims(self.x)[axis] // groups, axis)
 
-  def parameter_gradient(self, t, p, axes, pick=None):
-    """Sums `t` over the axes that the parameter `p` does not span.
+  def without(self, axes) -> list[int]:
+    """The axes of `x` that a parameter on `axes` does not span."""
+    return [i for i in range(self.x.shape.rank) if i not in axes]
 
-    With `pick`, `t` is a stack, and the sum of one of its tensors is returned.
-    """
-    if p is None:
-      return None
-    others = [i for i in range(self.x.shape.rank) if i not in axes]
-    if pick is not None:
-      others = [i + 1 for i in others]
-    elif self.spec.platform == 'CPU':
-      t = _column_sum(t, others) if others else t
-      others = []
-    elif self.spec.platform == 'GPU' and others:
-      t = _staged_sum(t, others)
-      others = []
-    if others:
-      t = tf.reduce_sum(t, others)
-    if pick is not None:
-      t = t[pick]
-    return tf.cast(tf.reshape(t, _dims(p)), p.dtype)
+  def parameter_sums(self, tensors, parameters, spans):
+    """Sums each tensor over the axes that its parameter does not span."""
+    given = [i for i, p in enumerate(parameters) if p is not None]
+    if len(given) == 2 and spans[0] == spans[1]:
+      return self._sums(tensors, self.without(spans[0]))
+    results: list[Any] = [None, None]
+    for i in given:
+      (results[i],) = self._sums([tensors[i]], self.without(spans[i]))
+    return results
 
   @property
   def constant_affine(self) -> bool:
@@ -472,15 +479,15 @@ class _Operands:
       not spec.rms
       and self.counted is None
       and spec.split is None
-      and len(sizes) == len(spec.axes)
+      and len(spec.axes) == len(sizes) == 1
       and sizes.is_fully_defined()
-      and 0 < sizes.num_elements() <= _SLICES * _ROW
+      and 0 < sizes.num_elements() <= _ROW
     )
 
   @property
   def chain(self) -> bool:
     """Whether XLA:GPU computes each group in one kernel, see `_row`."""
-    return self.row and self.spec.platform == 'GPU' and len(self.spec.axes) == 1
+    return self.row and self.spec.platform == 'GPU'
 
 
 # --- The maths ---------------------------------------------------------------
@@ -506,6 +513,18 @@ def _first_valid(o: _Operands) -> tf.Tensor:
   lowest = tf.constant(o.dtype.min, o.dtype)
   x = tf.reduce_max(tf.where(o.counted, o.x, lowest), axes, keepdims=True)
   return tf.where(x > lowest, x, zero)
+
+
+def _middle_of_three(o: _Operands) -> tf.Tensor:
+  """An element of each row: of three the one between, lest it be an outlier."""
+  size, rank = o.narrow.shape[-1], o.narrow.shape.rank
+
+  def element(i):
+    one = [slice(None)] * (rank - 1) + [slice(i, i + 1)]
+    return tf.cast(o.narrow[tuple(one)], o.dtype)
+
+  a, b, c = element(0), element(size // 2), element(size - 1)
+  return tf.maximum(tf.minimum(a, b), tf.minimum(tf.maximum(a, b), c))
 
 
 def _near_mean(o: _Operands) -> tf.Tensor:
@@ -569,9 +588,8 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
     return (tf.math.rsqrt(o.mean(o.part_of_group(o.x * o.x)) + epsilon),)
   # In exact arithmetic the result does not depend on k: no gradient through it.
   if o.row and o.spec.platform in ('CPU', None):
-    # A row is short enough for any of its elements. It is read twice, but these
-    # platforms read it twice for two sums as well.
-    k = tf.stop_gradient(o.first(o.x))
+    # It is read twice, but so it is by these platforms for two sums.
+    k = tf.stop_gradient(_middle_of_three(o))
     d = o.x - k
     delta = o.mean(d)
     d -= delta
@@ -633,12 +651,12 @@ def _row(o: _Operands, x: tf.Tensor):
   """`(xhat, rstd)` by reductions one after the other, each of what came before.
 
   XLA:GPU makes one kernel of such a chain, which reads `x` once and holds it in
-  registers; it does not where two sums are taken of one tensor. The largest
-  element and the mean distance from it serve as k of `_statistics`.
+  registers; it does not where two sums are taken of one tensor. For k of
+  `_statistics` this takes the largest element plus the mean distance from it.
   """
-  d = x - tf.stop_gradient(tf.reduce_max(x, o.spec.axes, keepdims=True))
-  for _ in range(2):
-    d -= o.mean(d)
+  largest = tf.reduce_max(x, o.spec.axes, keepdims=True)
+  d = x - (largest + o.mean(x - largest))
+  d -= o.mean(d)
   rstd = tf.math.rsqrt(o.mean(d * d) + o.spec.epsilon)
   return d * rstd, rstd
 
@@ -714,6 +732,8 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
   if o.gate is not None:
     dgate = upstream * activation(z) * gate_slope(o.gate)
     dgate = o.leave(o.valid(dgate), gate.dtype)
+  parameters = gamma, beta
+  spans = spec.gamma_axes, spec.beta_axes
   if o.constant_affine:
     # The same two sums per channel give dgamma, dbeta and both means: one pass
     # over x and dy, not two.
@@ -725,12 +745,13 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     )
     # Stacked, because XLA makes one sum of two nested sums: another pass.
     both = tf.stack([dgamma, dbeta])
-    dgamma = o.parameter_gradient(both, gamma, spec.gamma_axes, 0)
-    dbeta = o.parameter_gradient(both, beta, spec.beta_axes, 1)
+    dgamma, dbeta = (
+      tf.reduce_sum(both, [i + 1 for i in o.without(axes)])[which]
+      for which, axes in enumerate(spans)
+    )
   else:
     xhat = _line(d, scale, offset)
-    dgamma = o.parameter_gradient(dz * xhat, gamma, spec.gamma_axes)
-    dbeta = o.parameter_gradient(dz, beta, spec.beta_axes)
+    dgamma, dbeta = o.parameter_sums((dz * xhat, dz), parameters, spans)
     if not o.chain:
       mean = o.mean(times_gamma(dz))
       mean_xhat = times_xhat(mean, o.mean(times_gamma(dz) * d))
@@ -750,6 +771,10 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     dx = times_gamma(dz) * rstd - d * (scale * rstd * mean_xhat)
     if not spec.rms:
       dx -= rstd * (mean + offset * mean_xhat)
+  dgamma, dbeta = (
+    None if p is None else tf.cast(tf.reshape(t, _dims(p)), p.dtype)
+    for t, p in zip((dgamma, dbeta), parameters, strict=True)
+  )
   return o.leave(o.valid(dx), dtype), dgamma, dbeta, dgate
 
 

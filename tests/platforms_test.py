@@ -1,0 +1,153 @@
+"""The forms that the kernel takes for each platform's XLA, all run here.
+
+What they cost where they are meant for, `benchmarks/xla_cost.py` counts; this
+is about their results.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cases
+import reference
+from tfgroupnorm import functional, kernel
+
+platforms = pytest.mark.parametrize('platform', ['CPU', 'GPU', 'TPU'])
+
+
+@pytest.fixture
+def as_on(monkeypatch):
+  """Makes the kernel take the form for a platform, and XLA compile it here."""
+
+  def force(platform):
+    def form(spec, run, x):
+      return dataclasses.replace(spec, platform=platform)
+
+    monkeypatch.setattr(kernel, '_form', form)
+
+  return force
+
+
+@cases.all_cases
+@platforms
+def test_values_and_gradients(case, platform, as_on):
+  as_on(platform)
+  arguments = [a for a in case.data() if a is not None]
+  tensors = [tf.constant(a) for a in arguments]
+  dy = np.random.default_rng(5).normal(1, 1, case.shape).astype('float32')
+  with tf.GradientTape() as tape:
+    tape.watch(tensors)
+    y = case.function(*tensors, jit_compile=True)
+  case.check(y, *arguments)
+  wanted = reference.vjp(case.reference, cases.wide(*arguments), dy)
+  for g, w in zip(tape.gradient(y, tensors, dy), wanted, strict=True):
+    scale = max(1.0, np.abs(w).max())
+    np.testing.assert_allclose(g, w, rtol=0, atol=1e-5 * scale)
+
+
+# Long enough for columns in two stages, rows as products, parts of a channel.
+@pytest.mark.parametrize(
+  'function, options, shape',
+  [
+    (functional.group_norm, {'groups': 2}, (2, 40, 40, 4)),
+    (functional.group_norm, {'groups': 2, 'axis': 1}, (2, 4, 40, 40)),
+    (functional.group_norm, {'groups': 2}, (3, 700)),
+    (functional.instance_norm, {'axis': 1}, (1, 2, 70, 70)),
+    (functional.layer_norm, {}, (2, 900, 150)),
+    (functional.layer_norm, {}, (2, 2, 5000)),
+    (functional.layer_norm, {'axis': [1, 2]}, (2, 100, 100)),
+    (functional.head_norm, {'num_heads': 3}, (2, 4, 384)),
+  ],
+)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
+@pytest.mark.parametrize('mean', [3.0, 1e4])
+def test_large_tensors(function, options, shape, dtype, platform, mean, as_on):
+  """Agreement with the same in float64, which needs no care."""
+  as_on(platform)
+  rng = np.random.default_rng(0)
+  x = tf.cast(rng.normal(mean, mean / 100, shape), dtype)
+  dy = tf.cast(rng.normal(0, 1, shape), dtype)
+  size = kernel_parameter_size(function, options, shape)
+  gamma = rng.normal(1, 0.3, size)
+
+  def run(x, gamma, dy, **how):
+    with tf.GradientTape() as tape:
+      tape.watch([x, gamma])
+      y = function(x, gamma, **options, **how)
+    return y, *tape.gradient(y, [x, gamma], dy)
+
+  got = run(x, tf.constant(gamma, tf.float32), dy, jit_compile=True)
+  as_on(None)
+  wide = tf.cast(x, tf.float64), tf.constant(gamma), tf.cast(dy, tf.float64)
+  wanted = run(*wide, jit_compile=False)
+  for g, w in zip(got, wanted, strict=True):
+    ulp = 1e-2 if g.dtype == tf.bfloat16 else 1e-5
+    scale = np.abs(w).max()
+    np.testing.assert_allclose(
+      tf.cast(g, tf.float64), w, rtol=0, atol=ulp * scale
+    )
+
+
+def kernel_parameter_size(function, options, shape):
+  if function is functional.layer_norm:
+    axis = options.get('axis', -1)
+    return [shape[a] for a in axis] if isinstance(axis, list) else [shape[-1]]
+  return [shape[options.get('axis', -1)]]
+
+
+@platforms
+def test_constant_input_gives_beta(platform, as_on):
+  as_on(platform)
+  for value in (10000.1, -3e-5, 7e8):
+    for shape in ((2, 33, 5, 6), (2, 18), (3, 5, 1200)):
+      x = tf.fill(shape, np.float32(value))
+      beta = tf.range(float(shape[-1]))
+      for y in (
+        functional.group_norm(x, beta=beta, groups=3, jit_compile=True),
+        functional.layer_norm(x, beta=beta, jit_compile=True),
+        functional.head_norm(x, beta=beta, num_heads=2, jit_compile=True),
+      ):
+        np.testing.assert_array_equal(y, tf.broadcast_to(beta, shape))
+
+
+def exactness(platform, mean, std, rng):
+  """Largest error of LayerNorm and GroupNorm over 8192 values."""
+  errors = []
+  for shape, function in [
+    ((4, 8192), functional.layer_norm),
+    ((2, 32, 32, 16), lambda x, **o: functional.group_norm(x, groups=2, **o)),
+  ]:
+    x = rng.normal(mean, std, shape).astype('float32')
+    y = function(x, epsilon=1e-5, jit_compile=True)
+    formula = {2: reference.layer_norm, 4: reference.group_norm}[len(shape)]
+    options = {} if len(shape) == 2 else {'groups': 2}
+    wide = x.astype('float64')
+    wanted = formula(wide, None, None, epsilon=1e-5, **options)
+    errors.append(float(np.abs(y - wanted).max()))
+  return max(errors)
+
+
+@platforms
+@pytest.mark.parametrize(
+  'mean, std, bound',
+  [(1e2, 1, 2e-6), (1e4, 1, 5e-6), (1e4, 1e-2, 2e-5), (1e6, 1, 2e-5)],
+)
+def test_large_means(platform, mean, std, bound, as_on):
+  as_on(platform)
+  assert exactness(platform, mean, std, np.random.default_rng(0)) <= bound
+
+
+@platforms
+@pytest.mark.parametrize('where', [0, 777])
+def test_an_outlier(platform, where, as_on):
+  as_on(platform)
+  x = np.random.default_rng(0).normal(0, 1, (1, 8192)).astype('float32')
+  x[0, where] = 1e4
+  y = functional.layer_norm(x, epsilon=1e-5, jit_compile=True)
+  wide = x.astype('float64')
+  wanted = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5)
+  relative = np.abs(y - wanted) / np.maximum(np.abs(wanted), 1e-3)
+  assert relative.max() <= 1e-4
