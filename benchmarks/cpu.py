@@ -244,7 +244,10 @@ def _serve(name: str, pipe, threads: int) -> None:
   make = CONTENDERS[name][1]
   current, functions = None, None
   while True:
-    case, which, seconds = pipe.recv()
+    try:
+      case, which, seconds = pipe.recv()
+    except EOFError:  # Nobody asks any more.
+      return
     if case != current:
       functions = None  # Its tensors go before the next ones come.
       current, functions = case, make(case)
@@ -313,15 +316,15 @@ def table(measured: list[tuple[c.Case, dict]]) -> None:
   width = max(len(case.name) for case, _ in measured) + 1
   for which in ('forward', 'step'):
     print(f'\n{which}: how many times faster is `auto` than')
-    print(' ' * width + ''.join(f'{name:>21}' for name in names))
+    print(' ' * width + ''.join(f'{name:>18}' for name in names))
     for case, results in measured:
       row = f'{case.name:{width}}'
       for name in names:
         if name in results[which]:
           value, spread = ratio(results, which, name)
-          row += f'{value:13.2f} +-{spread:5.2f}'
+          row += f'{value:10.2f} +-{spread:5.2f}'
         else:
-          row += f'{"":>21}'
+          row += f'{"":>18}'
       print(row)
     row = f'{"geometric mean, large float32":{width}}'
     for name in names:
@@ -332,10 +335,10 @@ def table(measured: list[tuple[c.Case, dict]]) -> None:
       ]
       if values:
         row += (
-          f'{math.exp(statistics.mean(map(math.log, values))):13.2f}' + ' ' * 8
+          f'{math.exp(statistics.mean(map(math.log, values))):10.2f}' + ' ' * 8
         )
       else:
-        row += ' ' * 21
+        row += ' ' * 18
     print(row)
 
 

@@ -1,0 +1,50 @@
+"""No case costs more than `budgets.json` allows, by the compilers' count."""
+
+import json
+import pathlib
+
+import pytest
+
+import xla_cost
+
+# target: {case: {pass: {what: most}}}; `to_keras` is a ratio of kilocycles.
+BUDGETS = json.loads(
+  (pathlib.Path(__file__).parent / 'budgets.json').read_text()
+)
+
+
+@pytest.fixture(scope='module')
+def costs(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('stablehlo')
+  return {
+    (target, case.name, name, owner): cost
+    for case, target, name, owner, cost in xla_cost.costs(
+      xla_cost.ALL, list(BUDGETS), folder
+    )
+  }
+
+
+def test_every_case_has_a_budget():
+  names = [case.name for case in xla_cost.ALL]
+  for budgets in BUDGETS.values():
+    assert sorted(budgets) == sorted(names)
+
+
+@pytest.mark.parametrize(
+  'target, case, name',
+  [
+    (target, case, name)
+    for target, cases in BUDGETS.items()
+    for case, passes in cases.items()
+    for name in passes
+  ],
+)
+def test_budget(target, case, name, costs):
+  ours = costs[target, case, name, 'ours']
+  keras = costs[target, case, name, 'keras']
+  for what, most in BUDGETS[target][case][name].items():
+    if what == 'to_keras':
+      found = ours.kilocycles / keras.kilocycles
+    else:
+      found = getattr(ours, what)
+    assert found <= most, f'{what}: {found:.3f} exceeds the budget of {most}'
