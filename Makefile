@@ -26,9 +26,10 @@ lint: .venv/.test ## Check style and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
-bench: .venv-bench/.bench ## Measure speed and memory; about 15 minutes
+bench: .venv-bench/.bench ## Measure speed and memory; about 20 minutes
 	.venv-bench/bin/python benchmarks/xla_cost.py --write
 	.venv-bench/bin/python benchmarks/memory.py --write
+	.venv-bench/bin/python benchmarks/first_call.py --write
 	.venv-bench/bin/python benchmarks/cpu.py --write
 
 budgets: .venv-bench/.bench ## Check what XLA makes of the kernel for GPU and TPU

@@ -196,6 +196,20 @@ def test_one_trace_for_each_shape(graph):
   assert counts == [[1, 2], [2, 3], [3, 4], [4, 4], [100, 4]]
 
 
+def test_eager_shapes_that_keep_changing():
+  """A few are compiled, and stay so; the rest runs op by op."""
+  case = cases.KINDS['LayerNorm']
+  x = np.random.default_rng(0).normal(3, 2, (2, 40, 88)).astype('float32')
+  counts = []
+  for length in [*range(1, 40), 1, 2, 3]:
+    y = functional.layer_norm(x[:, :length])
+    wanted = case.formula(x[:, :length].astype('float64'), None, None)
+    np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
+    counts.append(kernel.compiled.experimental_get_tracing_count())
+  assert counts[-1] == counts[20] and counts[6] > counts[0]
+  assert counts[-1] - counts[0] < 10
+
+
 @cases.one_of_each
 @cases.both_kerases
 def test_no_retrace_on_a_second_call(case, generation):

@@ -37,6 +37,8 @@ _SAMPLING = 16
 _SLICES = 8
 
 
+# Most shapes that eager calls compile one layer for, under "auto".
+_MOST_SHAPES = 8
 # Lengths of rows that XLA:CPU sums fastest as a product with ones. Up to there
 # it fuses what is summed into the product; shorter ones are faster folded.
 _PRODUCTS = range(128, 3969)
@@ -858,7 +860,25 @@ def _device_types(x: tf.Tensor) -> set[str]:
   return types & {'CPU', 'GPU', 'TPU'}
 
 
-def _runner(jit_compile: bool | str, x: tf.Tensor) -> Callable:
+# (spec, dtype, size of gamma's axes): shapes compiled for outside of graphs.
+_compiled_shapes: dict[tuple, set[tuple]] = {}
+
+
+def _too_many_shapes(spec: Spec, x: tf.Tensor) -> bool:
+  """Whether eager calls have brought too many shapes to compile one more.
+
+  Shapes that have been compiled stay so; the others run op by op.
+  """
+  sizes = [] if spec.view else [x.shape[i] for i in spec.gamma_axes]
+  shapes = _compiled_shapes.setdefault((spec, x.dtype, *sizes), set())
+  shape = tuple(x.shape)
+  if shape not in shapes and len(shapes) >= _MOST_SHAPES:
+    return True
+  shapes.add(shape)
+  return False
+
+
+def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
   """`compiled` or `plain`, by the rules of `jit_compile`."""
   if jit_compile is False or _in_xla_trace() or _in_tpu_replica():
     return plain
@@ -867,6 +887,8 @@ def _runner(jit_compile: bool | str, x: tf.Tensor) -> Callable:
   # Each new shape costs a compilation, some 0.1 s for forward and backward; a
   # size unknown to the graph is one that changes. A new batch size is rare.
   if None in x.shape[1:]:
+    return plain
+  if tf.executing_eagerly() and _too_many_shapes(spec, x):
     return plain
   return compiled if all(map(_device_compiles, _device_types(x))) else plain
 
@@ -990,8 +1012,9 @@ def normalize(
     mask: bool, spanning `spec.mask_axes`, or `None`. Where it is False, `x` is
       not in the statistics, the result is 0 and so is the gradient.
     jit_compile: `True`: compiled by XLA; `False`: plain; `'auto'`: compiled
-      where that works and no size but the batch's is unknown. A function that
-      is being saved stays plain, and so does one that is compiled as a whole.
+      where that works and no size but the batch's is unknown, eagerly for the
+      first 8 shapes. A function that is being saved stays plain, and so does
+      one that is compiled as a whole.
 
   Returns:
     A tensor of the shape of `x`, and of its dtype unless `spec.wide`.
@@ -1001,7 +1024,7 @@ def normalize(
     # differentiate it: ordinary ops with their ordinary gradients.
     y, _ = forward(spec, x, gamma, beta, gate, mask)
   else:
-    run = _runner(jit_compile, x)
+    run = _runner(jit_compile, spec, x)
     spec = _form(spec, run, x)
     attach = _differentiable if tf.executing_eagerly() else differentiable
     y = attach(run, spec, mask, x, gamma, beta, gate)
