@@ -168,25 +168,39 @@ def _merged(spec: Spec, dims: list[Any]) -> tuple[Spec, list[Any]]:
 
   XLA:CPU vectorizes loops over few axes; at four it takes half as long again.
   """
-  named = ('axes', 'gamma_axes', 'beta_axes', 'mask_axes')
   alone = spec.split[0] if spec.split else None
   kinds = [
-    (i == alone, *(i in getattr(spec, name) for name in named))
+    (
+      i == alone,
+      i in spec.axes,
+      i in spec.gamma_axes,
+      i in spec.beta_axes,
+      i in spec.mask_axes,
+    )
     for i in range(len(dims))
   ]
-  place, merged = [], []
+  place: list[int] = []
+  merged: list[Any] = []
   for i, n in enumerate(dims):
     if i and kinds[i] == kinds[i - 1]:
       merged[-1] = merged[-1] * n
     else:
       merged.append(n)
     place.append(len(merged) - 1)
-  axes = {
-    name: tuple(sorted({place[i] for i in getattr(spec, name)}))
-    for name in named
-  }
-  split = (place[alone], spec.split[1]) if spec.split else None
-  return dataclasses.replace(spec, view=None, split=split, **axes), merged
+
+  def moved(axes):
+    return tuple(sorted({place[i] for i in axes}))
+
+  spec = dataclasses.replace(
+    spec,
+    view=None,
+    split=(place[spec.split[0]], spec.split[1]) if spec.split else None,
+    axes=moved(spec.axes),
+    gamma_axes=moved(spec.gamma_axes),
+    beta_axes=moved(spec.beta_axes),
+    mask_axes=moved(spec.mask_axes),
+  )
+  return spec, merged
 
 
 def _count(dims: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
@@ -406,6 +420,8 @@ class _Operands:
 
   def first_channel(self, t: tf.Tensor) -> tf.Tensor:
     """Channels -> groups, by the first of each."""
+    if self.spec.split is None:
+      return t
     axis, groups = self.spec.split
     return tf.gather(_cut(t, axis, groups), 0, axis=axis + 1)
 
@@ -440,7 +456,7 @@ class _Operands:
     given = [i for i, p in enumerate(parameters) if p is not None]
     if len(given) == 2 and spans[0] == spans[1]:
       return self._sums(tensors, self.without(spans[0]))
-    results: list[Any] = [None, None]
+    results = [None, None]
     for i in given:
       (results[i],) = self._sums([tensors[i]], self.without(spans[i]))
     return results
