@@ -1,11 +1,14 @@
 """Masked positions count for nothing, come out as 0 and get no gradient."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import cases
 import reference
+from tfgroupnorm import functional, kernel
 
 
 def lay(mask, case):
@@ -77,6 +80,57 @@ def test_fully_masked_sample(case, jit_compile):
   assert not np.any(y[0])
   assert np.all(np.isfinite(y)) and np.any(y[1])
   assert not np.any(tape.gradient(y, x)[0])
+
+
+@cases.one_of_each
+@cases.compiled_or_plain
+def test_second_order(case, jit_compile):
+  """What padding holds does not come back by a gradient of a gradient."""
+  x, dirty, gamma, _, mask = problem(case, np.nan)
+  results = []
+  for a in (x, dirty):
+    tensors = [tf.constant(a), tf.constant(gamma)]
+    with tf.GradientTape() as outer:
+      outer.watch(tensors)
+      with tf.GradientTape() as inner:
+        inner.watch(tensors)
+        y = case.function(*tensors, mask=mask, jit_compile=jit_compile)
+        loss = tf.reduce_sum(tf.sin(y))
+      slope = tf.reduce_sum(inner.gradient(loss, tensors[0]) ** 2)
+    results.append(outer.gradient(slope, tensors))
+  for clean, got in zip(*results, strict=True):
+    assert np.any(clean)
+    np.testing.assert_array_equal(got, clean)
+  assert not np.any(results[1][0].numpy()[~lay(mask, case)])
+
+
+@cases.compiled_or_plain
+def test_an_outlier_behind_padding(jit_compile):
+  """As exact as without the padding."""
+  rng = np.random.default_rng(0)
+  x = rng.normal(0, 1, (1, 8192, 2)).astype('float32')
+  x[0, 1024] = 1e4
+  mask = np.arange(8192)[None] >= 1024
+  wide = x[:, 1024:].astype('float64')
+  wanted = (wide - wide.mean(1)) / np.sqrt(wide.var(1) + 1e-5)
+  y = functional.instance_norm(
+    x, mask=mask, epsilon=1e-5, jit_compile=jit_compile
+  )
+  error = np.abs(y[:, 1024:] - wanted) / np.maximum(np.abs(wanted), 1e-3)
+  assert error.max() <= 2e-4
+
+
+@pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
+def test_nothing_to_mask(platform, monkeypatch):
+  monkeypatch.setattr(
+    kernel,
+    '_form',
+    lambda spec, *_: dataclasses.replace(spec, platform=platform),
+  )
+  x, mask = tf.zeros((2, 0, 3, 8)), tf.ones((2, 0), tf.bool)
+  y = functional.group_norm(x, groups=4, mask=mask, jit_compile=True)
+  assert y.shape == x.shape
+  assert functional.group_norm(x, groups=4, jit_compile=True).shape == x.shape
 
 
 @cases.all_cases

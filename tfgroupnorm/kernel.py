@@ -27,24 +27,26 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-# One part in this many of a long axis gives the first estimate of the mean. The
-# estimate may then be off by at most sqrt(_SAMPLING) standard deviations,
-# whatever the values are, so the variance loses at most 4 of its 24 bits.
+# One part in 16 of a long axis, in 31 where that does not divide it, gives the
+# first estimate of the mean. Whatever the values are, it is then off by at most
+# sqrt(31) standard deviations, and the variance loses at most 5 of its 24 bits.
 _SAMPLING = 16
 
 # Most slices of an axis that `_folded` adds up: 8 take half the time of 4, and
 # 16 more time than 8.
 _SLICES = 8
 
-
-# Most shapes that eager calls compile one layer for, under "auto".
+# Most shapes that eager calls compile one kind of layer for, under "auto".
 _MOST_SHAPES = 8
+
 # Lengths of rows that XLA:CPU sums fastest as a product with ones. Up to there
 # it fuses what is summed into the product; shorter ones are faster folded.
 _PRODUCTS = range(128, 3969)
+
 # Longest row whose statistics are taken from itself in two steps, and not from
 # a part of it first.
 _ROW = 8192
+
 # Longest column that XLA:GPU is left to add up in one stage. It pads and copies
 # columns of 4096, depending on how many there are.
 _COLUMN = 800
@@ -122,6 +124,7 @@ def _gelu_tanh(z):
 
 
 def _d_gelu_tanh(z):
+  z = tf.clip_by_value(z, -100.0, 100.0)  # Beyond it is 0 or 1, and z * z inf.
   t = _tanh_of_cubic(z)
   slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
   return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * slope
@@ -307,9 +310,12 @@ def _staged_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
   ):
     length = math.prod(size)
     pieces = next(
-      p
-      for p in range(1, length + 1)
-      if length % p == 0 and length // p <= _COLUMN
+      (
+        p
+        for p in range(1, length + 1)
+        if length % p == 0 and length // p <= _COLUMN
+      ),
+      1,
     )
     if 1 < pieces < length:
       cut = [pieces, length // pieces]
@@ -366,6 +372,9 @@ class _Operands:
     # A mask that is the same for all of a group does not touch its statistics.
     partial = set(spec.mask_axes) & set(spec.axes)
     self.counted = self.mask if partial else None
+    if self.counted is None:
+      # Nor may what it hides: NaN would come back by gradients of gradients.
+      self.x = self.valid(self.x)
     self.channel_size = self._channel_size()
 
   def _reshaped(self, t: tf.Tensor) -> tf.Tensor:
@@ -516,7 +525,8 @@ def _first_valid(o: _Operands) -> tf.Tensor:
   mask, axes = o.spec.mask_axes, o.spec.axes
   counted = [i for i in mask if i in axes]
   zero = tf.zeros([], o.dtype)
-  if counted == list(mask[1:]) == list(range(counted[0], counted[-1] + 1)):
+  usual = counted == list(mask[1:]) == list(range(counted[0], counted[-1] + 1))
+  if usual and all(o.x.shape[i] for i in axes):
     # The usual mask: of samples, and of the positions that are reduced.
     dims = _dims(o.narrow)
     before, after = dims[: counted[0]], dims[counted[-1] + 1 :]
@@ -553,6 +563,11 @@ def _near_mean(o: _Operands) -> tf.Tensor:
   of the channel mends that.
   """
   axes = o.spec.axes
+  if o.counted is not None:
+    # Of all of it: any part may be padding.
+    element = _first_valid(o)
+    (sum_,) = o.add_up(o.valid(o.x - element))
+    return element + sum_ / o.channel_size
   part = [slice(None)] * o.x.shape.rank
   sizes = o.narrow.shape
   long = [i for i in axes if sizes[i] is None or sizes[i] >= _SAMPLING]
@@ -570,26 +585,15 @@ def _near_mean(o: _Operands) -> tf.Tensor:
     some = tf.stack(some, axis + 1)
   first = tf.cast(o.first(some), o.dtype)
   some = tf.cast(some, o.dtype)
-  if o.counted is None:
-    size = _count([_dims(some)[i] for i in axes], o.dtype)
-    if o.spec.platform == 'TPU':
-      # An element costs a TPU as much as a part. Where the part is constant its
-      # value is taken: its computed mean may differ in the last place.
-      largest = tf.reduce_max(some, axes, keepdims=True)
-      smallest = tf.reduce_min(some, axes, keepdims=True)
-      mean = tf.reduce_sum(some, axes, keepdims=True) / size
-      return tf.where(largest == smallest, largest, mean)
-    return first + o.add_up(some - first)[0] / size
-  element = _first_valid(o)
-  masked = [i for i in axes if i in o.spec.mask_axes]
-  free = [_dims(some)[i] for i in axes if i not in masked]
-  counted = o.counted[
-    tuple(p if i in masked else slice(None) for i, p in enumerate(part))
-  ]
-  difference = tf.where(counted, some - element, tf.zeros([], o.dtype))
-  size = tf.reduce_sum(tf.cast(counted, o.dtype), masked, keepdims=True)
-  size = tf.maximum(size * _count(free, o.dtype), 1)
-  return element + o.add_up(difference)[0] / size
+  size = _count([_dims(some)[i] for i in axes], o.dtype)
+  if o.spec.platform == 'TPU':
+    # An element costs a TPU as much as a part. Where the part is constant its
+    # value is taken: its computed mean may differ in the last place.
+    largest = tf.reduce_max(some, axes, keepdims=True)
+    smallest = tf.reduce_min(some, axes, keepdims=True)
+    mean = tf.reduce_sum(some, axes, keepdims=True) / size
+    return tf.where(largest == smallest, largest, mean)
+  return first + o.add_up(some - first)[0] / size
 
 
 def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
@@ -607,13 +611,17 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   # In exact arithmetic the result does not depend on k: no gradient through it.
   if o.row and o.spec.platform in ('CPU', None):
     # It is read twice, but so it is by these platforms for two sums.
-    k = tf.stop_gradient(_middle_of_three(o))
+    k = o.valid(tf.stop_gradient(_middle_of_three(o)))
     d = o.x - k
     delta = o.mean(d)
     d -= delta
-    rstd = tf.math.rsqrt(o.mean(d * d) + epsilon)
-    return k, -delta * rstd, rstd
+    # What rounding has left of the mean: 2e-6 deviations in a long row.
+    rest, square = (t / size for t in o.add_up(d, d * d))
+    rstd = tf.math.rsqrt(tf.maximum(square - rest * rest, 0) + epsilon)
+    return k, -(delta + rest) * rstd, rstd
   k = tf.stop_gradient(_near_mean(o))
+  if o.counted is None:
+    k = o.valid(k)
   d, e = (o.part_of_group(t) for t in o.differences(o.x, k))
   delta, square = (t / size for t in o.add_up(d, e * e))
   variance = tf.maximum(square - delta * delta, 0)
@@ -642,9 +650,6 @@ def _standard(o: _Operands, x, statistics):
   `scale` and `offset` have the size of the channels, so that a product with
   gamma costs no pass over `x` where gamma is one number for a channel.
   """
-  if o.counted is None:
-    # Groups that are masked as a whole may have statistics of NaN.
-    statistics = [o.valid(s) for s in statistics]
   if o.spec.rms:
     return o.valid(x), o.spread(statistics[0]), None
   k, offset, rstd = statistics
@@ -876,7 +881,7 @@ def _device_types(x: tf.Tensor) -> set[str]:
   return types & {'CPU', 'GPU', 'TPU'}
 
 
-# (spec, dtype, size of gamma's axes): shapes compiled for outside of graphs.
+# (spec, dtype, channels): shapes that eager calls have compiled.
 _compiled_shapes: dict[tuple, set[tuple]] = {}
 
 
@@ -885,8 +890,10 @@ def _too_many_shapes(spec: Spec, x: tf.Tensor) -> bool:
 
   Shapes that have been compiled stay so; the others run op by op.
   """
-  sizes = [] if spec.view else [x.shape[i] for i in spec.gamma_axes]
-  shapes = _compiled_shapes.setdefault((spec, x.dtype, *sizes), set())
+  axes = {i for i in spec.gamma_axes if i} if spec.view is None else set()
+  axes |= {at[0] for at in (spec.split, spec.view) if at}
+  sizes = tuple(x.shape[i] for i in sorted(axes))
+  shapes = _compiled_shapes.setdefault((spec, x.dtype, sizes), set())
   shape = tuple(x.shape)
   if shape not in shapes and len(shapes) >= _MOST_SHAPES:
     return True
@@ -917,7 +924,7 @@ def _form(spec: Spec, run: Callable, x: tf.Tensor) -> Spec:
   elif run is compiled or _in_xla_trace():
     # Where there is a choice, TensorFlow takes the accelerator.
     types = _device_types(x)
-    platform = next(t for t in ('TPU', 'GPU', 'CPU') if t in types)
+    platform = next((t for t in ('TPU', 'GPU', 'CPU') if t in types), None)
   return dataclasses.replace(spec, platform=platform)
 
 
