@@ -20,9 +20,9 @@ def lay(mask, case):
     'InstanceNorm': 'axis',
     'HeadNorm': 'head_axis',
   }
-  skip = case.options.get(axis_of.get(case.kind, ''), None)
+  without = case.options.get(axis_of.get(case.kind, ''), None)
   for i in range(len(case.shape)):
-    excluded = skip is not None and i == skip % len(case.shape)
+    excluded = without is not None and i == without % len(case.shape)
     shape.append(taken.pop(0) if taken and not excluded else 1)
   return np.broadcast_to(mask.reshape(shape), case.shape)
 

@@ -48,54 +48,55 @@ def test_values_and_gradients(case, platform, as_on):
 
 
 # Long enough for columns in two stages, rows as products, parts of a channel.
+# `view` makes x (samples, positions, groups, size), channels last.
 @pytest.mark.parametrize(
-  'function, options, shape',
+  'function, options, shape, view',
   [
-    (functional.group_norm, {'groups': 2}, (2, 40, 40, 4)),
-    (functional.group_norm, {'groups': 2, 'axis': 1}, (2, 4, 40, 40)),
-    (functional.group_norm, {'groups': 2}, (3, 700)),
-    (functional.instance_norm, {'axis': 1}, (1, 2, 70, 70)),
-    (functional.layer_norm, {}, (2, 900, 150)),
-    (functional.layer_norm, {}, (2, 2, 5000)),
-    (functional.layer_norm, {'axis': [1, 2]}, (2, 100, 100)),
-    (functional.head_norm, {'num_heads': 3}, (2, 4, 384)),
+    (functional.group_norm, {'groups': 2}, (2, 40, 40, 4), (2, -1, 2, 2)),
+    (
+      functional.group_norm,
+      {'groups': 2, 'axis': 1},
+      (2, 4, 40, 40),
+      (2, -1, 2, 2),
+    ),
+    (functional.group_norm, {'groups': 2}, (3, 700), (3, 1, 2, 350)),
+    (functional.instance_norm, {'axis': 1}, (1, 2, 70, 70), (1, -1, 2, 1)),
+    (functional.layer_norm, {}, (2, 900, 150), (-1, 1, 1, 150)),
+    (functional.layer_norm, {}, (2, 2, 5000), (-1, 1, 1, 5000)),
+    (functional.layer_norm, {'axis': [1, 2]}, (2, 99, 99), (2, 1, 1, 99 * 99)),
+    (functional.head_norm, {'num_heads': 3}, (2, 4, 384), (-1, 1, 3, 128)),
   ],
 )
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
 @pytest.mark.parametrize('mean', [3.0, 1e4])
-def test_large_tensors(function, options, shape, dtype, platform, mean, as_on):
-  """Agreement with the same in float64, which needs no care."""
+def test_large_tensors(
+  function, options, shape, view, dtype, platform, mean, as_on
+):
   as_on(platform)
   rng = np.random.default_rng(0)
+  axis = options.get('axis', -1)
   x = tf.cast(rng.normal(mean, mean / 100, shape), dtype)
   dy = tf.cast(rng.normal(0, 1, shape), dtype)
-  size = kernel_parameter_size(function, options, shape)
-  gamma = rng.normal(1, 0.3, size)
+  axes = axis if isinstance(axis, list) else [axis]
+  gamma = tf.constant(rng.normal(1, 0.3, [shape[a] for a in axes]), tf.float32)
+  with tf.GradientTape() as tape:
+    tape.watch([x, gamma])
+    y = function(x, gamma, **options, jit_compile=True)
+  got = [y, *tape.gradient(y, [x, gamma], dy)]
 
-  def run(x, gamma, dy, **how):
-    with tf.GradientTape() as tape:
-      tape.watch([x, gamma])
-      y = function(x, gamma, **options, **how)
-    return y, *tape.gradient(y, [x, gamma], dy)
+  def viewed(t):
+    t = tf.cast(t, tf.float64).numpy()
+    return (np.moveaxis(t, 1, -1) if axis == 1 else t).reshape(view)
 
-  got = run(x, tf.constant(gamma, tf.float32), dy, jit_compile=True)
-  as_on(None)
-  wide = tf.cast(x, tf.float64), tf.constant(gamma), tf.cast(dy, tf.float64)
-  wanted = run(*wide, jit_compile=False)
-  for g, w in zip(got, wanted, strict=True):
-    ulp = 1e-2 if g.dtype == tf.bfloat16 else 1e-5
-    scale = np.abs(w).max()
-    np.testing.assert_allclose(
-      tf.cast(g, tf.float64), w, rtol=0, atol=ulp * scale
-    )
-
-
-def kernel_parameter_size(function, options, shape):
-  if function is functional.layer_norm:
-    axis = options.get('axis', -1)
-    return [shape[a] for a in axis] if isinstance(axis, list) else [shape[-1]]
-  return [shape[options.get('axis', -1)]]
+  wide = gamma.numpy().astype('float64').reshape(view[2:])
+  wanted = reference.closed_form(viewed(x), wide, viewed(dy))
+  for g, w in zip([viewed(got[0]), viewed(got[1])], wanted[:2], strict=True):
+    ulp = 1e-2 if dtype == 'bfloat16' else 1e-5
+    np.testing.assert_allclose(g, w, rtol=0, atol=ulp * np.abs(w).max())
+  dgamma = got[2].numpy().reshape(view[2:])
+  scale = np.abs(wanted[2]).max()
+  np.testing.assert_allclose(dgamma, wanted[2], rtol=0, atol=1e-5 * scale)
 
 
 @platforms
@@ -141,13 +142,21 @@ def test_large_means(platform, mean, std, bound, as_on):
 
 
 @platforms
+@pytest.mark.parametrize('size', [8192, 20000], ids=['row', 'long_row'])
 @pytest.mark.parametrize('where', [0, 777])
-def test_an_outlier(platform, where, as_on):
+def test_an_outlier(platform, where, size, as_on):
+  """In a layer's only group, and in one of two groups that are a view."""
   as_on(platform)
-  x = np.random.default_rng(0).normal(0, 1, (1, 8192)).astype('float32')
-  x[0, where] = 1e4
-  y = functional.layer_norm(x, epsilon=1e-5, jit_compile=True)
+  x = np.random.default_rng(0).normal(0, 1, (1, 2, size)).astype('float32')
+  x[..., where] = 1e4
   wide = x.astype('float64')
-  wanted = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5)
-  relative = np.abs(y - wanted) / np.maximum(np.abs(wanted), 1e-3)
-  assert relative.max() <= 1e-4
+  mean, variance = wide.mean(-1, keepdims=True), wide.var(-1, keepdims=True)
+  wanted = (wide - mean) / np.sqrt(variance + 1e-5)
+  flat = x.reshape(1, -1)
+  for y in (
+    functional.layer_norm(x, epsilon=1e-5, jit_compile=True),
+    functional.group_norm(flat, groups=2, epsilon=1e-5, jit_compile=True),
+  ):
+    y = np.reshape(y, x.shape)
+    relative = np.abs(y - wanted) / np.maximum(np.abs(wanted), 1e-3)
+    assert relative.max() <= 1e-4

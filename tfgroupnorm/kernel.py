@@ -576,7 +576,7 @@ def _near_mean(o: _Operands) -> tf.Tensor:
     some = _dims(o.narrow)[axis] // _SAMPLING
     part[axis] = slice(0, some if sizes[axis] else tf.maximum(some, 1))
   some = o.narrow[tuple(part)]
-  if o.spec.view and o.spec.platform == 'GPU':
+  if o.spec.view and o.chain:
     # Cut out before the axis is: XLA:GPU reads all of a tensor of another shape
     # for a part of it. Two elements of a row do; most is in `_row`.
     axis, _ = o.spec.view
