@@ -65,6 +65,7 @@ def test_values_and_gradients(case, platform, as_on):
     (functional.layer_norm, {}, (2, 2, 5000), (-1, 1, 1, 5000)),
     (functional.layer_norm, {'axis': [1, 2]}, (2, 99, 99), (2, 1, 1, 99 * 99)),
     (functional.head_norm, {'num_heads': 3}, (2, 4, 384), (-1, 1, 3, 128)),
+    (functional.head_norm, {'num_heads': 5}, (2, 7, 480), (-1, 1, 5, 96)),
   ],
 )
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -160,3 +161,77 @@ def test_an_outlier(platform, where, size, as_on):
     y = np.reshape(y, x.shape)
     relative = np.abs(y - wanted) / np.maximum(np.abs(wanted), 1e-3)
     assert relative.max() <= 1e-4
+
+
+def heads_apart(dtype):
+  """Six heads whose means lie far apart, and the result in float64."""
+  rng = np.random.default_rng(0)
+  mean = np.array([1e4, -1e4, 0, 3, -0.1, 1e3])[:, np.newaxis]
+  x = tf.cast(rng.normal(mean, 1, (5, 7, 6, 80)), dtype)
+  wide = tf.cast(x, tf.float64).numpy()
+  wanted = wide - wide.mean(-1, keepdims=True)
+  wanted /= np.sqrt(wide.var(-1, keepdims=True) + 1e-3)
+  return tf.reshape(x, (5, 7, 480)), wanted.reshape(5, 7, 480)
+
+
+@pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
+def test_heads_with_means_apart(platform, as_on):
+  as_on(platform)
+  x, wanted = heads_apart('float32')
+  y = functional.head_norm(x, num_heads=6, jit_compile=True)
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize(
+  'dtype, bound', [('float32', 5e-6), ('float16', 2e-3), ('bfloat16', 2e-2)]
+)
+def test_products_of_a_tpu(dtype, bound, as_on, monkeypatch):
+  """A TPU rounds the operands of products to bfloat16; no result suffers."""
+  product, rounded = tf.tensordot, []
+
+  def as_on_a_tpu(a, b, axes):
+    rounded.append(a)
+    a, b = (tf.cast(tf.cast(t, tf.bfloat16), tf.float32) for t in (a, b))
+    return product(a, b, axes)
+
+  as_on('TPU')
+  x, wanted = heads_apart(dtype)
+  dy = tf.cast(np.random.default_rng(1).normal(0, 1, x.shape), dtype)
+
+  def gradient():
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = functional.head_norm(x, num_heads=6, jit_compile=False)
+    return y, tape.gradient(y, x, dy)
+
+  exact = gradient()[1]
+  monkeypatch.setattr(tf, 'tensordot', as_on_a_tpu)
+  y, dx = (tf.cast(t, tf.float64) for t in gradient())
+  assert rounded
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=bound)
+  np.testing.assert_allclose(
+    dx, tf.cast(exact, tf.float64), rtol=0, atol=max(bound, 2e-5)
+  )
+
+
+def test_pieces_are_whole():
+  x = tf.random.stateless_normal([10000], [1, 2]) * 1e4
+  pieces = kernel._Lanes.pieces(x, 3)
+  for piece in pieces:
+    narrow = tf.cast(tf.cast(piece, tf.bfloat16), tf.float32)
+    np.testing.assert_array_equal(narrow, piece)
+  np.testing.assert_array_equal(sum(np.float64(p) for p in pieces), x)
+
+
+@platforms
+@pytest.mark.parametrize('rms', [False, True])
+def test_a_head_that_overflows(platform, rms, as_on):
+  """The squares of one head are infinite; the others do not notice."""
+  as_on(platform)
+  x = np.random.default_rng(0).normal(0, 1, (1, 3, 64)).astype('float32')
+  alone = functional.head_norm(x, num_heads=4, rms=rms, jit_compile=True)
+  x[..., 16:32] *= 1e30
+  y = functional.head_norm(x, num_heads=4, rms=rms, jit_compile=True)
+  np.testing.assert_array_equal(y[..., :16], alone[..., :16])
+  np.testing.assert_array_equal(y[..., 32:], alone[..., 32:])
+  np.testing.assert_array_equal(y[..., 16:32], np.zeros((1, 3, 16)))
