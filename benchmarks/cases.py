@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import multiprocessing
 import os
 import pathlib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from typing import Any
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ['KERAS_BACKEND'] = 'tensorflow'
+
+EPSILON = 1e-3  # The default of Keras, and so of this package.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +157,57 @@ def _policy(dtype: str) -> str:
   return dtype if dtype == 'float32' else f'mixed_{dtype}'
 
 
+def by_flax(case: Case) -> Callable | None:
+  """The same by flax, which wants the channels last; else `None`."""
+  from flax import linen
+
+  if case.options.get('axis', -1) != -1:
+    return None
+  options = {'epsilon': EPSILON, 'dtype': case.dtype}
+  if case.kind == 'GroupNorm':
+    module = linen.GroupNorm(case.options['groups'], **options)
+  elif case.kind == 'InstanceNorm':
+    module = linen.GroupNorm(None, group_size=1, **options)
+  else:
+    module = linen.LayerNorm(**options)
+  shape, size = case.shape, case.shape[-1]
+  if case.kind == 'HeadNorm':  # It has one gamma for all heads.
+    size //= case.options['num_heads']
+    shape = (*shape[:-1], -1, size)
+
+  def run(x, gamma, beta):
+    parameters = {'params': {'scale': gamma[:size], 'bias': beta[:size]}}
+    return module.apply(parameters, x.reshape(shape)).reshape(case.shape)
+
+  return run
+
+
+def by_torch(case: Case) -> Callable:
+  """The same by torch; channels of images come first, see `torch_layout`."""
+  from torch.nn import functional as F
+
+  def run(x, gamma, beta):
+    if case.kind == 'GroupNorm':
+      return F.group_norm(x, case.options['groups'], gamma, beta, EPSILON)
+    if case.kind == 'InstanceNorm':
+      return F.instance_norm(x, weight=gamma, bias=beta, eps=EPSILON)
+    if case.kind == 'HeadNorm':  # It has one gamma for all heads.
+      size = x.shape[-1] // case.options['num_heads']
+      gamma, beta = gamma[:size], beta[:size]
+      heads = x.unflatten(-1, (-1, size))
+      return F.layer_norm(heads, (size,), gamma, beta, EPSILON).flatten(-2)
+    return F.layer_norm(x, x.shape[-1:], gamma, beta, EPSILON)
+
+  return run
+
+
+def torch_layout(case: Case, x):
+  """`x` with the axis of the channels where torch wants it."""
+  if case.kind not in ('GroupNorm', 'InstanceNorm'):
+    return x
+  return x.movedim(case.options['axis'], 1)
+
+
 def step(function: Callable) -> Callable:
   """`(x, gamma, beta, dy) -> (y, dx, dgamma, dbeta)`.
 
@@ -173,6 +227,12 @@ def step(function: Callable) -> Callable:
   return run
 
 
+def alone(function: Callable, *arguments):
+  """`function(*arguments)` in a fresh process."""
+  with multiprocessing.get_context('spawn').Pool(1) as pool:
+    return pool.apply(function, arguments)
+
+
 # --- StableHLO ----------------------------------------------------------------
 
 
@@ -190,7 +250,16 @@ def lower(function: Callable, arguments, platform: str) -> str:
 
 
 def write_stablehlo(cases, platforms, folder: pathlib.Path) -> None:
-  """Writes PLATFORM/OWNER/PASS/NAME.mlir of all `cases` into `folder`."""
+  """Writes PLATFORM/OWNER/PASS/NAME.mlir of all `cases` into `folder`.
+
+  In a process of its own: TensorFlow and JAX do not share one.
+  """
+  alone(_write_stablehlo, cases, platforms, folder)
+
+
+def _write_stablehlo(cases, platforms, folder):
+  # The text must not depend on whether there is a GPU where it is made.
+  os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   import tensorflow as tf
 
   for case in cases:
@@ -208,3 +277,26 @@ def write_stablehlo(cases, platforms, folder: pathlib.Path) -> None:
           path = folder / platform / owner / name / f'{case.name}.mlir'
           path.parent.mkdir(parents=True, exist_ok=True)
           path.write_text(lower(traced, arguments, platform))
+
+
+def compiled(text: str, device, absent: bool = False):
+  """StableHLO, compiled by JAX for `device`; one that is absent cannot run."""
+  import numpy as np
+  from jax._src import compiler
+  from jax._src.interpreters import mlir
+  from jax._src.lib import xla_client
+  from jax._src.lib.mlir import ir
+
+  client = device.client
+  options = compiler.get_compile_options(
+    num_replicas=1,
+    num_partitions=1,
+    device_assignment=np.array([[device.id]]),
+  )
+  build = client.compile if absent else client.compile_and_load
+  with mlir.make_ir_context():
+    return build(
+      ir.Module.parse(text),
+      executable_devices=xla_client.DeviceList((device,)),
+      compile_options=options,
+    )

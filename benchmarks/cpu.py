@@ -141,39 +141,24 @@ def _(case):
 
 def _torch(case, channels_last):
   import torch
-  from torch.nn import functional as F
 
   dtype = getattr(torch, case.dtype)
-  shape = list(case.shape)
-  axis = case.options.get('axis', -1) % len(shape)
-  if case.kind in ('GroupNorm', 'InstanceNorm'):
-    shape.insert(1, shape.pop(axis))
-  x, dy = (torch.randn(shape).to(dtype) for _ in range(2))
-  parameters = [torch.randn(case.parameter_shape) for _ in range(2)]
+  x, dy = (
+    c.torch_layout(case, torch.randn(case.shape)).to(dtype).contiguous()
+    for _ in range(2)
+  )
+  parameters = [torch.randn(case.parameter_shape).to(dtype) for _ in range(2)]
   if channels_last:
     layout = {
       4: torch.channels_last,
       5: torch.channels_last_3d,
-    }[len(shape)]
+    }[x.ndim]
     x, dy = (t.to(memory_format=layout) for t in (x, dy))
-  if case.kind == 'HeadNorm':
-    size = shape[-1] // case.options['num_heads']
-    parameters = [p[:size] for p in parameters]
-  parameters = [p.to(dtype) for p in parameters]
-
-  def forward(x=x, gamma=parameters[0], beta=parameters[1]):
-    if case.kind == 'GroupNorm':
-      return F.group_norm(x, case.options['groups'], gamma, beta, 1e-3)
-    if case.kind == 'InstanceNorm':
-      return F.instance_norm(x, weight=gamma, bias=beta, eps=1e-3)
-    if case.kind == 'HeadNorm':
-      y = F.layer_norm(x.unflatten(-1, (-1, size)), (size,), gamma, beta, 1e-3)
-      return y.flatten(-2)
-    return F.layer_norm(x, shape[-1:], gamma, beta, 1e-3)
+  forward = c.by_torch(case)
 
   def inference():
     with torch.no_grad():
-      return forward()
+      return forward(x, *parameters)
 
   wanted = [t.clone().requires_grad_() for t in (x, *parameters)]
 
@@ -198,36 +183,26 @@ def _(case):
 @contender('flax', 'jax', 'flax')
 def _(case):
   import jax
-  from flax import linen
 
-  axis = case.options.get('axis', -1)
-  if axis != -1:
-    return None  # It wants the channels last.
-  dtype = {'epsilon': 1e-3, 'dtype': case.dtype}
-  if case.kind == 'GroupNorm':
-    module = linen.GroupNorm(case.options['groups'], **dtype)
-  elif case.kind == 'InstanceNorm':
-    module = linen.GroupNorm(None, group_size=1, **dtype)
-  else:
-    module = linen.LayerNorm(**dtype)
-  shape = case.shape
-  if case.kind == 'HeadNorm':
-    heads = case.options['num_heads']
-    shape = (*shape[:-1], heads, shape[-1] // heads)
+  function = c.by_flax(case)
+  if function is None:
+    return None
   x, dy = (
-    jax.random.normal(jax.random.key(i), shape, case.dtype) for i in (0, 1)
+    jax.random.normal(jax.random.key(i), case.shape, case.dtype) for i in (0, 1)
   )
-  parameters = module.init(jax.random.key(2), x)
-  forward = jax.jit(module.apply)
+  gamma, beta = (
+    jax.random.normal(jax.random.key(i), case.parameter_shape) for i in (2, 3)
+  )
 
-  def step(parameters, x, dy):
-    _, gradient = jax.vjp(module.apply, parameters, x)
+  @jax.jit
+  def step(x, gamma, beta, dy):
+    _, gradient = jax.vjp(function, x, gamma, beta)
     return gradient(dy)
 
-  step = jax.jit(step)
+  forward = jax.jit(function)
   return {
-    'forward': lambda: jax.block_until_ready(forward(parameters, x)),
-    'step': lambda: jax.block_until_ready(step(parameters, x, dy)),
+    'forward': lambda: jax.block_until_ready(forward(x, gamma, beta)),
+    'step': lambda: jax.block_until_ready(step(x, gamma, beta, dy)),
   }
 
 

@@ -13,7 +13,6 @@ own.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import pathlib
 import statistics
 import sys
@@ -89,19 +88,13 @@ def heights(owner: str, graph: bool, calls: int) -> float:
   return time.perf_counter() - begin
 
 
-def alone(function, *arguments):
-  """`function(*arguments)` in a fresh process."""
-  with multiprocessing.get_context('spawn').Pool(1) as pool:
-    return pool.apply(function, arguments)
-
-
 def main(_):
   results: list[dict] = []
   titles = ('first call', 'later call', 'pays off after')
   print(f'{"":40}' + ''.join(f'{title:>16}' for title in titles))
   for case in CASES:
     for graph in (True, False):
-      ours, keras = (alone(first, case, w, graph) for w in ('ours', 'keras'))
+      ours, keras = (c.alone(first, case, w, graph) for w in ('ours', 'keras'))
       gain, extra = keras[1] - ours[1], ours[0] - keras[0]
       pays = max(0, round(extra / gain)) if gain > 0 else None
       name = f'{case.name}, {"graph" if graph else "eager"}'
@@ -120,7 +113,9 @@ def main(_):
       )
   for graph in (True, False):
     for calls in (1, 10):
-      ours, keras = (alone(heights, w, graph, calls) for w in ('ours', 'keras'))
+      ours, keras = (
+        c.alone(heights, w, graph, calls) for w in ('ours', 'keras')
+      )
       name = f'20 heights, {"graph" if graph else "eager"}, {calls} each'
       results.append({'case': name, 'total_to_keras': round(ours / keras, 2)})
       print(f'{name:40}{ours / keras:16.2f}', flush=True)

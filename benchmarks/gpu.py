@@ -64,7 +64,6 @@ PASSES = {'forward': 2, 'step': 7}  # The least traffic, in T.
 OUTPUTS = ('y', 'dx', 'dgamma', 'dbeta')
 # Of the largest magnitude in an output.
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 2e-2}
-EPSILON = 1e-3
 CONTENDERS = ('ours', 'keras', 'flax', 'torch', 'torch.compile')
 # More than the largest cache of a GPU, so that inputs come from its memory.
 _COLD = 2**28
@@ -75,23 +74,6 @@ _COLD = 2**28
 
 def _path(folder: pathlib.Path, owner: str, which: str, case: c.Case):
   return folder / 'GPU' / owner / which / f'{case.name}.mlir'
-
-
-def _lower(cases, folder: pathlib.Path) -> None:
-  # The text must not depend on whether there is a GPU where it is made.
-  os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
-  sys.path.insert(0, str(HERE.parent))
-  c.write_stablehlo(cases, ['GPU'], folder)
-
-
-def lower(cases, folder: pathlib.Path) -> None:
-  # TensorFlow and JAX keep to processes of their own.
-  context = multiprocessing.get_context('spawn')
-  child = context.Process(target=_lower, args=(cases, folder))
-  child.start()
-  child.join()
-  if child.exitcode:
-    raise SystemExit('TensorFlow could not lower the cases; see above.')
 
 
 def without_stablehlo(cases, folder: pathlib.Path) -> list[c.Case]:
@@ -161,7 +143,7 @@ def expected(case: c.Case, x, gamma, beta, dy) -> dict[str, Any]:
     p.astype(np.float64).reshape(groups, -1) for p in (gamma, beta)
   )
   x -= mean(x)
-  rstd = 1 / np.sqrt(mean(x * x) + EPSILON)
+  rstd = 1 / np.sqrt(mean(x * x) + c.EPSILON)
   xhat = x * rstd
   g = dy * gamma
   dx = rstd * (g - mean(g) - xhat * mean(g * xhat))
@@ -186,32 +168,6 @@ def error(actual, wanted) -> float:
 # --- Contenders in JAX --------------------------------------------------------
 
 
-def compiled(text: str, device):
-  """StableHLO -> a function from a list of arrays to a list of arrays."""
-  import numpy as np
-  from jax._src import compiler
-  from jax._src.interpreters import mlir
-  from jax._src.lib import xla_client
-  from jax._src.lib.mlir import ir
-
-  client = device.client
-  options = compiler.get_compile_options(
-    num_replicas=1,
-    num_partitions=1,
-    device_assignment=np.array([[device.id]]),
-    backend=client,
-  )
-  # Until it was split in two, `compile` did what `compile_and_load` does now.
-  build = getattr(client, 'compile_and_load', client.compile)
-  with mlir.make_ir_context():
-    executable = build(
-      ir.Module.parse(text),
-      executable_devices=xla_client.DeviceList((device,)),
-      compile_options=options,
-    )
-  return executable.execute
-
-
 def _copies(case: c.Case, cold: bool) -> int:
   return math.ceil(_COLD / case.bytes) + 1 if cold else 1
 
@@ -221,27 +177,12 @@ def _in_turn(function: Callable, arguments: list) -> Callable:
   return lambda i: function(arguments[i % len(arguments)])
 
 
-def flax_functions(case: c.Case) -> dict[str, Callable] | None:
+def flax_functions(case: c.Case) -> dict[str, Callable]:
   import jax
-  from flax import linen
 
-  if case.options.get('axis', -1) != -1:
-    return None  # It wants the channels last.
-  dtype = {'epsilon': EPSILON, 'dtype': case.dtype}
-  if case.kind == 'GroupNorm':
-    module = linen.GroupNorm(case.options['groups'], **dtype)
-  elif case.kind == 'InstanceNorm':
-    module = linen.GroupNorm(None, group_size=1, **dtype)
-  else:
-    module = linen.LayerNorm(**dtype)
-  shape, size = case.shape, case.shape[-1]
-  if case.kind == 'HeadNorm':  # It has one gamma for all heads.
-    size //= case.options['num_heads']
-    shape = (*shape[:-1], -1, size)
-
-  def apply(x, gamma, beta):
-    parameters = {'params': {'scale': gamma[:size], 'bias': beta[:size]}}
-    return module.apply(parameters, x.reshape(shape)).reshape(case.shape)
+  apply = c.by_flax(case)
+  if apply is None:
+    return {}
 
   def step(x, gamma, beta, dy):
     y, gradient = jax.vjp(apply, x, gamma, beta)
@@ -282,12 +223,11 @@ class Jax:
     ]
     for owner in ('ours', 'keras'):
       for which in PASSES:
-        run = compiled(
-          _path(self.folder, owner, which, case).read_text(), self.device
-        )
+        text = _path(self.folder, owner, which, case).read_text()
+        run = c.compiled(text, self.device).execute
         self._add(owner, which, run, copies)
     if 'flax' in self.names:
-      for which, run in (flax_functions(case) or {}).items():
+      for which, run in flax_functions(case).items():
         self._add('flax', which, run, copies)
     wanted = expected(case, *arrays)
     errors = {}
@@ -329,7 +269,7 @@ class Jax:
 
     x = jax.device_put(jnp.zeros(4, jnp.float32), self.device)
     text = jax.jit(lambda x: x + 1).lower(x).as_text()
-    run = compiled(text, self.device)
+    run = c.compiled(text, self.device).execute
     times = [
       timed(lambda _: run([x]), jax.block_until_ready, SECONDS.value)
       for _ in range(ROUNDS.value)
@@ -357,37 +297,17 @@ def timed(run: Callable, finish: Callable, seconds: float) -> float:
 def torch_functions(case: c.Case, device: str, compile: bool) -> dict:
   """By pass. Images have their channels first, which torch likes best."""
   import torch
-  from torch.nn import functional as F
 
-  dtype = getattr(torch, case.dtype)
-  axis = case.options.get('axis', -1) % len(case.shape)
-
-  def tensor(array):
-    t = torch.from_numpy(array.astype('float32')).to(device, dtype)
-    if case.kind in ('GroupNorm', 'InstanceNorm') and t.ndim > 1:
-      t = t.movedim(axis, 1)
-    return t.contiguous()
-
-  x, gamma, beta, dy = inputs(case)
-  x, dy = tensor(x), tensor(dy)
-  channels = size = case.parameter_shape[0]
-  if case.kind == 'HeadNorm':
-    size //= case.options['num_heads']
-  # Heads share one gamma here, and it has the dtype of the input.
-  parameters = [
-    torch.from_numpy(p[:size]).to(device, dtype) for p in (gamma, beta)
-  ]
-
-  def norm(x, gamma, beta):
-    if case.kind == 'GroupNorm':
-      return F.group_norm(x, case.options['groups'], gamma, beta, EPSILON)
-    if case.kind == 'InstanceNorm':
-      return F.instance_norm(x, weight=gamma, bias=beta, eps=EPSILON)
-    if case.kind == 'HeadNorm':
-      heads = x.unflatten(-1, (channels // size, size))
-      return F.layer_norm(heads, (size,), gamma, beta, EPSILON).flatten(-2)
-    return F.layer_norm(x, (size,), gamma, beta, EPSILON)
-
+  # Its parameters have the dtype of the input.
+  x, gamma, beta, dy = (
+    torch.from_numpy(array.astype('float32')).to(
+      device, getattr(torch, case.dtype)
+    )
+    for array in inputs(case)
+  )
+  x, dy = (c.torch_layout(case, t).contiguous() for t in (x, dy))
+  parameters = gamma, beta
+  norm = c.by_torch(case)
   if compile:
     torch.compiler.reset()
     norm = torch.compile(norm, dynamic=False)
@@ -546,7 +466,7 @@ def prepare(cases) -> pathlib.Path:
         '  python benchmarks/gpu.py --lower --stablehlo=DIR\n'
         'then copy DIR here and pass it as --stablehlo=DIR.'
       )
-    lower(missing, folder)
+    c.write_stablehlo(missing, ['GPU'], folder)
     print(f'Lowered {len(missing)} cases into {folder}')
   return folder
 
@@ -640,4 +560,5 @@ def run(chosen, jax_: Jax, torch_: Torch) -> None:
 
 
 if __name__ == '__main__':
+  sys.path.insert(0, str(HERE.parent))
   app.run(main)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import gc
 import json
-import multiprocessing
 import pathlib
 import resource
 import sys
@@ -105,23 +104,17 @@ def peak(owner: str, jit_compile: bool, layers: int) -> float:
   return grown / (4 * 8 * size**2 * channels)
 
 
-def alone(function, *arguments) -> float:
-  """`function(*arguments)` in a fresh process."""
-  with multiprocessing.get_context('spawn').Pool(1) as pool:
-    return pool.apply(function, arguments)
-
-
 def main(_):
   results: dict = {'kept': [], 'peak': []}
   print(f'{"kept, in T":32}{"ours":>8}{"keras":>8}')
   for case in KEPT:
-    row = {who: alone(kept, case, who) for who in ('ours', 'keras')}
+    row = {who: c.alone(kept, case, who) for who in ('ours', 'keras')}
     results['kept'].append({'case': case.name, **row})
     print(f'{case.name:32}{row["ours"]:8.2f}{row["keras"]:8.2f}', flush=True)
   print(f'\n{f"peak of {LAYERS.value} layers, in T":32}{"ours":>8}{"keras":>8}')
   for jit_compile in (False, True):
     row = {
-      who: alone(peak, who, jit_compile, LAYERS.value)
+      who: c.alone(peak, who, jit_compile, LAYERS.value)
       for who in ('ours', 'keras')
     }
     name = 'step compiled' if jit_compile else 'step in a graph'

@@ -17,7 +17,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import multiprocessing
 import os
 import pathlib
 import re
@@ -136,32 +135,12 @@ class Compiler:
     self.device = topology.devices[0]
     self.tpu = platform(target) == 'TPU'
 
-  def __call__(self, text: str):
-    import numpy as np
-    from jax._src import compiler
-    from jax._src.interpreters import mlir
-    from jax._src.lib import xla_client
-    from jax._src.lib.mlir import ir
-
-    device = self.device
-    options = compiler.get_compile_options(
-      num_replicas=1,
-      num_partitions=1,
-      device_assignment=np.array([[device.id]]),
-    )
-    with mlir.make_ir_context():
-      return device.client.compile(
-        ir.Module.parse(text),
-        executable_devices=xla_client.DeviceList((device,)),
-        compile_options=options,
-      )
-
   def cost(self, text: str, size: int) -> tuple[Cost, str]:
     """Counts for a program whose input has `size` bytes, and its HLO."""
     import jax
     from jax._src.lib import _jax
 
-    executable = self(text)
+    executable = c.compiled(text, self.device, absent=True)
     module = executable.hlo_modules()[0]
     hlo = module.to_string()
     entry = hlo[hlo.index('\nENTRY') :]
@@ -198,20 +177,10 @@ def chosen() -> list[c.Case]:
   return [case for case in ALL if CASES.value in case.name]
 
 
-def _lower(cases, platforms, folder):
-  c.write_stablehlo(cases, platforms, folder)
-
-
 def costs(cases, targets, folder: pathlib.Path):
   """Yields (case, target, pass, owner, cost)."""
-  # TensorFlow and JAX keep to processes of their own.
-  context = multiprocessing.get_context('spawn')
   platforms = sorted({platform(target) for target in targets})
-  child = context.Process(target=_lower, args=(cases, platforms, folder))
-  child.start()
-  child.join()
-  if child.exitcode:
-    raise RuntimeError('TensorFlow could not lower the cases; see above.')
+  c.write_stablehlo(cases, platforms, folder)
   os.environ['JAX_PLATFORMS'] = 'cpu'
   os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   for target in targets:
