@@ -236,7 +236,9 @@ def _keras_servable(model: Any, generation: str, jit_compile: bool):
   for kind in ('trainable_variables', 'non_trainable_variables'):
     # Keras 3 has a tf.Variable in each of its own.
     variables[kind] = [
-      v.value if generation == 'keras' else v for v in getattr(model, kind)
+      v.value if generation == 'keras' else v
+      for v in getattr(model, kind)
+      if generation == 'keras' or isinstance(v, tf.Variable)
     ]
   root = _Root()
   root.variables = [v for group in variables.values() for v in group]
@@ -269,14 +271,11 @@ def _keras_servable(model: Any, generation: str, jit_compile: bool):
 
 def _resources(model: Any) -> Iterator[Any]:
   """State that is not in variables: the tables of lookup layers."""
-  for layer in getattr(model, 'layers', ()):
-    if not layer.variables:
-      for trackable in tf.train.TrackableView(layer).descendants():
-        # tf-keras does not show a table that never changes.
-        table = getattr(trackable, 'lookup_table', trackable)
-        if isinstance(table, tf.saved_model.experimental.TrackableResource):
-          yield table
-    yield from _resources(layer)
+  for trackable in tf.train.TrackableView(model).descendants():
+    # tf-keras does not show a table that never changes.
+    table = getattr(trackable, 'lookup_table', trackable)
+    if isinstance(table, tf.saved_model.experimental.TrackableResource):
+      yield table
 
 
 def _arguments(model: Any, generation: str) -> list[Any]:
