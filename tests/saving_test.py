@@ -266,6 +266,48 @@ def test_subclassed_models(generation, tmp_path):
   np.testing.assert_allclose(y, wanted[:1], rtol=0, atol=4e-6)
 
 
+def test_control_flow_of_keras_2(tmp_path):
+  """There, Python's `if` on tensors is allowed in a layer."""
+
+  class Sign(tf_keras.layers.Layer):
+    def call(self, inputs):
+      if tf.reduce_sum(inputs) > 0:
+        return inputs
+      return -inputs
+
+  model = tf_keras.Sequential([tf_keras.Input((None, 8), name='x'), Sign()])
+  export_saved_model(model, tmp_path / '1')
+  for x in (X, -X):
+    (y,) = serving(tmp_path / '1')(x=tf.constant(x)).values()
+    np.testing.assert_array_equal(y, X)
+
+
+def test_a_model_with_work_before_it(tmp_path):
+  """A tf.Module around a model, with more than one signature."""
+
+  class Scorer(tf.Module):
+    def __init__(self):
+      self.model = small()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 8), tf.uint8)])
+    def serve(self, image):
+      return {'score': self.score(tf.cast(image, tf.float32) / 255)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, 8))])
+    def score(self, scaled):
+      return tf.reduce_mean(self.model(scaled), [1, 2])
+
+  scorer = Scorer()
+  image = np.random.default_rng(0).integers(0, 256, (2, 5, 8)).astype('uint8')
+  wanted = scorer.serve(image)['score']
+  export_saved_model(scorer, tmp_path / '1', warmup=image)
+  assert cases.compiled_in_saved_model(tmp_path / '1') == []
+  signatures = tf.saved_model.load(tmp_path / '1').signatures
+  assert sorted(signatures) == ['score', 'serve', 'serving_default']
+  score = signatures['serving_default'](image=tf.constant(image))['score']
+  np.testing.assert_allclose(score, wanted, rtol=0, atol=1e-6)
+
+
 # --- Warm-up ---
 
 

@@ -40,6 +40,9 @@ _MOST_RECORDS = 1000
 # of many, some a short sequence.
 _SIZES = (32, 64, 8, 256)
 
+# Predictions that are smaller are compared as if they were of this size.
+_SMALL = 1e-3
+
 # Names that Keras counts on over all that a process makes.
 _AUTOMATIC = {
   'keras': re.compile(r'(keras_tensor|input_layer)(_\d+)?'),
@@ -217,7 +220,7 @@ def _servable(model: Any, jit_compile: bool) -> _Servable:
   for name in ('keras', 'tf_keras'):
     # A model of a Keras that was never imported cannot be.
     keras = sys.modules.get(name)
-    if keras is not None and isinstance(model, keras.Model):
+    if isinstance(model, getattr(keras, 'Model', ())):
       return _keras_servable(model, name, jit_compile)
   if isinstance(model, tf.Module) and not hasattr(model, 'get_config'):
     return _module_servable(model)
@@ -229,7 +232,9 @@ def _servable(model: Any, jit_compile: bool) -> _Servable:
   )
 
 
-def _keras_servable(model: Any, generation: str, jit_compile: bool):
+def _keras_servable(
+  model: Any, generation: str, jit_compile: bool
+) -> _Servable:
   arguments = _named(_arguments(model, generation), model, generation)
   flat = tf.nest.flatten(arguments)
   variables = {}
@@ -253,7 +258,8 @@ def _keras_servable(model: Any, generation: str, jit_compile: bool):
     serve,
     input_signature=arguments,
     jit_compile=jit_compile or None,
-    autograph=False,
+    # Only in Keras 2 may a layer use Python's `if` and `for` on tensors.
+    autograph=generation == 'tf_keras',
   )
 
   def predict(batch):
@@ -682,7 +688,10 @@ def _made_up(
 
 def _random(spec: tf.TensorSpec, size: int, rng: np.random.Generator):
   if spec.shape.rank is None:
-    raise ValueError(f'The rank of {spec.name!r} is unknown.')
+    raise ValueError(
+      'A batch can be made up only for inputs of known rank. Received: '
+      f'{spec}. Pass an example batch as `warmup`.'
+    )
   shape = [size if n is None else n for n in spec.shape]
   if shape and spec.shape[0] is None:
     shape[0] = 2
@@ -696,7 +705,10 @@ def _random(spec: tf.TensorSpec, size: int, rng: np.random.Generator):
 def _difference(
   received: Mapping[str, tf.Tensor], wanted: Mapping[str, tf.Tensor]
 ) -> float:
-  """The largest difference of any output, in parts of its largest number."""
+  """The largest difference of any output, in parts of its largest number.
+
+  Or of `_SMALL`, if that is larger: zeros may be rounding errors of ones.
+  """
   if set(received) != set(wanted):
     raise RuntimeError(
       'The SavedModel must have the outputs of the model in memory. Received: '
@@ -715,7 +727,7 @@ def _difference(
       if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return np.inf
       gap = np.abs(a - b)[finite].max(initial=0)
-      difference = gap / max(np.abs(b)[finite].max(initial=0), 1e-30)
+      difference = gap / max(np.abs(b)[finite].max(initial=0), _SMALL)
     worst = max(worst, difference)
   return worst
 
