@@ -66,7 +66,8 @@ def export_saved_model(
 
   Verified are that no function is marked for XLA, that TensorFlow loads the
   model, that the weights on disk are those in memory, and that the loaded model
-  predicts what `model` does. That takes no second copy of the weights.
+  predicts what `model` does. That takes no second copy of the weights, except
+  for a `tf.Module` or a model with lookup tables.
 
   Signatures are `serving_default` and, the same, `serve`. Inputs are called as
   they are in the model, or `input_0`, `input_1` and so on if their names are
@@ -79,8 +80,7 @@ def export_saved_model(
     model: A built `keras.Model` or `tf_keras.Model`. Or a `tf.Module`: each
       attribute that is a `tf.function` with an `input_signature`, or a concrete
       function, becomes a signature; `serving_default` is the one of that name,
-      or else `serve`, or the only one. (A module is loaded as a whole to verify
-      it.)
+      or else `serve`, or the only one.
     path: The folder to write: new, or empty.
     jit_compile: `False`: XLA compiles nothing, whatever was traced before.
       `True`: it compiles the model as a whole, in servers that are started with
