@@ -286,6 +286,22 @@ def test_control_flow_of_keras_2(tmp_path):
     np.testing.assert_array_equal(y, X)
 
 
+def test_tensors_by_name_in_keras_2(tmp_path):
+  """They would be missing from the signature."""
+
+  class Scaled(tf_keras.Model):
+    def call(self, inputs, scale=1.0):
+      return inputs * scale
+
+  model = Scaled()
+  model(X, scale=tf.ones(8))
+  with pytest.raises(ValueError, match=r"Received: \['scale'\] by name"):
+    export_saved_model(model, tmp_path / '1')
+  model = Scaled()
+  model(X, scale=1.0)
+  export_saved_model(model, tmp_path / '1')
+
+
 def test_a_model_with_work_before_it(tmp_path):
   """A tf.Module around a model, with more than one signature."""
 

@@ -74,7 +74,7 @@ def export_saved_model(
   automatic (or after their key in a dict): automatic names depend on what else
   the process has made. Outputs are called `output_0` and so on, or after their
   key in a dict. The batch may have any size, and so may all that is `None` in
-  the model's input.
+  the model's input. (A subclassed model has the sizes of its first call.)
 
   Args:
     model: A built `keras.Model` or `tf_keras.Model`. Or a `tf.Module`: each
@@ -292,7 +292,14 @@ def _arguments(model: Any, generation: str) -> list[Any]:
       f'{model.name!r}. Call it once on a batch of the kind to serve.'
     )
   if generation == 'tf_keras':
-    args = (model.save_spec(dynamic_batch=True) or ((), {}))[0]
+    args, kwargs = model.save_spec(dynamic_batch=True) or ((), {})
+    named = [key for key, value in kwargs.items() if tf.nest.flatten(value)]
+    if named:
+      raise ValueError(
+        'Tensors must be positional arguments of the call to be inputs of a '
+        f'signature. Received: {named} by name in the first call of '
+        f'{model.name!r}. Serve it from a tf.Module instead.'
+      )
     # Of the type that Keras wraps them in, TensorFlow makes no signature.
     return tf.nest.map_structure(lambda spec: spec, list(args))
   if getattr(model, 'inputs', None):
