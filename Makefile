@@ -7,7 +7,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Two targets may share an environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint bench budgets clean
+.PHONY: help demo test test-oldest lint consumers bench budgets clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -26,6 +26,9 @@ lint: .venv/.test ## Check style and types
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 
+consumers: .venv-consumers/.consumers ## Check that LiteRT, ONNX and OpenVINO run the models
+	.venv-consumers/bin/python -m pytest -q consumers
+
 bench: .venv-bench/.bench ## Measure speed and memory; about 20 minutes
 	.venv-bench/bin/python benchmarks/xla_cost.py --write
 	.venv-bench/bin/python benchmarks/memory.py --write
@@ -36,11 +39,11 @@ budgets: .venv-bench/.bench ## Check what XLA makes of the kernel for GPU and TP
 	.venv-bench/bin/python -m pytest -q benchmarks
 
 clean: ## Remove all that was made, environments too
-	rm -rf .venv .venv-bench .venv-oldest .build dist *.egg-info .*_cache .hypothesis
+	rm -rf .venv .venv-bench .venv-consumers .venv-oldest .build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip comes into a new environment last: who has it is complete.
-.venv/bin/pip .venv-bench/bin/pip .venv-oldest/bin/pip:
+.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-oldest/bin/pip:
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
 # ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
@@ -50,6 +53,10 @@ clean: ## Remove all that was made, environments too
 
 .venv-bench/.%: setup.cfg pyproject.toml | .venv-bench/bin/pip
 	.venv-bench/bin/python -m pip install -q -e '.[$*]'
+	@touch $@
+
+.venv-consumers/.%: setup.cfg pyproject.toml | .venv-consumers/bin/pip
+	.venv-consumers/bin/python -m pip install -q -e '.[$*]'
 	@touch $@
 
 .venv-oldest/.%: .venv-oldest/constraints.txt pyproject.toml

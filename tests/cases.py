@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +210,51 @@ CASES = [
 def layers_of(generation: str):
   """The module with the layers for a generation of Keras."""
   return importlib.import_module(GENERATIONS[generation])
+
+
+def everything(generation: str, steps: int | None = None, **options):
+  """A model with each layer and random weights, for (batch, steps, 8)."""
+  module = importlib.import_module(generation)
+  layers = layers_of(generation)
+
+  def norm(kind, *args, **more):
+    return getattr(layers, kind)(*args, **more, **options)
+
+  inputs = module.Input((steps, 8), name='x')
+  x = norm('GroupNorm', 2, activation='silu')(inputs)
+  x = norm('GroupNorm', group_size=2, activation='gelu_tanh')(x)
+  x = norm('InstanceNorm')(x)
+  x = module.layers.Conv1D(8, 3, padding='same')(x)
+  x = norm('LayerNorm')(x)
+  x = norm('LayerNorm', rms=True, activation='tanh')(x)
+  x = norm('HeadNorm', 2)(x, gate=x)
+  heads = {'rms': True, 'per_head': False, 'gate_activation': 'silu'}
+  x = norm('HeadNorm', 4, **heads)(x, gate=x)
+  model = module.Model(inputs, x)
+  rng = np.random.default_rng(0)
+  model.set_weights(
+    [rng.normal(0.7, 0.3, w.shape) for w in model.get_weights()]
+  )
+  return model
+
+
+def compiled_in_saved_model(path) -> list[str]:
+  """Names of the saved functions that XLA must compile."""
+  from tensorflow.core.protobuf import saved_model_pb2
+
+  saved = saved_model_pb2.SavedModel()
+  saved.ParseFromString((pathlib.Path(path) / 'saved_model.pb').read_bytes())
+  (meta_graph,) = saved.meta_graphs
+  graph = meta_graph.graph_def
+  return [
+    name
+    for name, nodes, attributes in [
+      ('', graph.node, {}),
+      *((f.signature.name, f.node_def, f.attr) for f in graph.library.function),
+    ]
+    if '_XlaMustCompile' in attributes
+    or any('_XlaMustCompile' in node.attr for node in nodes)
+  ]
 
 
 all_cases = pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)

@@ -47,6 +47,8 @@ def test_in_one_process():
   'first, never',
   [
     ('from tfgroupnorm import GroupNorm, functional', 'tf_keras'),
+    ('from tfgroupnorm import export_saved_model', 'tf_keras'),
+    ('import tfgroupnorm.saving', 'tfgroupnorm.layers'),
     ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.layers'),
   ],
 )

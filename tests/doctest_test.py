@@ -10,6 +10,7 @@ MODULES = [
   'tfgroupnorm',
   'tfgroupnorm.functional',
   'tfgroupnorm.layers',
+  'tfgroupnorm.saving',
   'tfgroupnorm.tf_keras',
 ]
 

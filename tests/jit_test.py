@@ -83,7 +83,7 @@ def test_plain_while_saving(jit_compile, tmp_path):
     autograph=False,
   )
   tf.saved_model.save(module, tmp_path)
-  assert compiled_in_saved_model(tmp_path) == []
+  assert cases.compiled_in_saved_model(tmp_path) == []
   x = tf.constant(np.random.default_rng(0).normal(3, 2, (4, 8)).astype('f'))
   loaded = tf.saved_model.load(tmp_path)
   with tf.GradientTape(persistent=True) as tape:
@@ -100,20 +100,6 @@ def test_plain_while_saving(jit_compile, tmp_path):
     rtol=0,
     atol=2e-5,
   )
-
-
-def compiled_in_saved_model(path):
-  """Names of the saved functions that XLA must compile."""
-  from tensorflow.core.protobuf import saved_model_pb2
-
-  saved = saved_model_pb2.SavedModel()
-  saved.ParseFromString((path / 'saved_model.pb').read_bytes())
-  return [
-    f.signature.name
-    for f in saved.meta_graphs[0].graph_def.library.function
-    if f.attr['_XlaMustCompile'].b
-    or any(n.attr['_XlaMustCompile'].b for n in f.node_def)
-  ]
 
 
 def test_plain_in_a_tpu_replica(monkeypatch):

@@ -16,12 +16,16 @@ BLOCKS = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize('code', BLOCKS, ids=range(len(BLOCKS)))
-def test_code(code):
+def test_code(code, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # Where a block may write.
+  if 'model' in code and 'model =' not in code:
+    code = BLOCKS[0] + code
   rng = np.random.default_rng(0)
   names = {
     **vars(tfgroupnorm.layers),
     'x': tf.constant(rng.normal(3, 2, (2, 5, 32)).astype('float32')),
     'mask': np.arange(5)[None] < np.array([[3], [5]]),
+    'images': rng.normal(3, 2, (8, 32, 32, 3)).astype('float32'),
     'g': tf.ones((2, 32)),
     'b': tf.zeros((2, 32)),
   }
@@ -36,6 +40,8 @@ def test_code(code):
     model.fit(images, np.arange(4), verbose=0)
     assert model(images).shape == (4, 10)
     assert isinstance(model, keras.Model)
+  for path in re.findall(r"export_saved_model\(\w+, '(.*?)'", code):
+    assert (tmp_path / path / 'saved_model.pb').is_file()
 
 
 def test_torch_epsilon():

@@ -122,30 +122,10 @@ FORMATS = {
 }
 
 
-def everything(generation):
-  """A model with each layer, so that one process loads them all."""
-  module = importlib.import_module(generation)
-  layers = cases.layers_of(generation)
-  inputs = module.Input((None, 8), name='x')
-  x = layers.GroupNorm(2, activation='silu')(inputs)
-  x = layers.GroupNorm(group_size=2, activation='gelu_tanh')(x)
-  x = layers.InstanceNorm()(x)
-  x = module.layers.Conv1D(8, 3, padding='same')(x)
-  x = layers.LayerNorm()(x)
-  x = layers.LayerNorm(rms=True, activation='tanh')(x)
-  x = layers.HeadNorm(2)(x, gate=x)
-  x = layers.HeadNorm(4, rms=True, per_head=False, gate_activation='silu')(x)
-  return module.Model(inputs, x)
-
-
 @cases.both_kerases
 def test_files_in_a_fresh_process(generation, tmp_path):
-  model = everything(generation)
-  rng = np.random.default_rng(0)
-  model.set_weights(
-    [rng.normal(0.7, 0.3, w.shape) for w in model.get_weights()]
-  )
-  x = rng.normal(3, 2, (3, 5, 8)).astype('float32')
+  model = cases.everything(generation)
+  x = np.random.default_rng(0).normal(3, 2, (3, 5, 8)).astype('float32')
   np.save(tmp_path / 'x.npy', x)
   np.save(tmp_path / 'y.npy', model(x))
   layers, names = FORMATS[generation]

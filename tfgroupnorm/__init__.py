@@ -22,7 +22,7 @@ if os.environ.get('KERAS_BACKEND', 'tensorflow') != 'tensorflow':
 import keras
 
 if TYPE_CHECKING:
-  from tfgroupnorm import functional, layers
+  from tfgroupnorm import functional, layers, saving
   from tfgroupnorm.layers import (
     GroupNorm,
     HeadNorm,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     LayerNorm,
     custom_objects,
   )
+  from tfgroupnorm.saving import export_saved_model
 
 __version__ = '0.1.0'
 
@@ -39,16 +40,20 @@ __all__ = [
   'InstanceNorm',
   'LayerNorm',
   'custom_objects',
+  'export_saved_model',
   'functional',
   'layers',
+  'saving',
 ]
 
 
 def __getattr__(name: str) -> Any:
   # Imported when asked for: who imports `tfgroupnorm.tf_keras` or
   # `tfgroupnorm.functional` gets no layer of the other Keras with it.
-  if name in ('functional', 'layers'):
+  if name in ('functional', 'layers', 'saving'):
     return importlib.import_module(f'tfgroupnorm.{name}')
+  if name == 'export_saved_model':
+    return importlib.import_module('tfgroupnorm.saving').export_saved_model
   if name in __all__:
     return getattr(importlib.import_module('tfgroupnorm.layers'), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,0 +1,153 @@
+"""What reads a SavedModel besides TensorFlow predicts what Keras does.
+
+Run by `make consumers`, in an environment with these programs. Sizes of the
+batch and of all positions stay unknown, and each model is run at two of them.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import tensorflow as tf
+from ai_edge_litert import interpreter as litert
+
+import tfgroupnorm
+
+
+def images(keras, layers):
+  """Convolutions and each way to normalize them."""
+  inputs = keras.Input((None, None, 3), name='x')
+  x = keras.layers.Conv2D(8, 3, padding='same')(inputs)
+  x = layers.GroupNorm(4, activation='silu')(x)
+  x = layers.GroupNorm(2, activation='gelu')(x)
+  x = layers.GroupNorm(1)(x)
+  x = keras.layers.Conv2D(8, 3, strides=2, padding='same')(x)
+  x = layers.InstanceNorm(activation='relu')(x)
+  x = layers.LayerNorm()(x)
+  x = layers.LayerNorm(rms=True, activation='gelu_tanh')(x)
+  return keras.Model(inputs, x)
+
+
+def tokens(keras, layers):
+  """Attention with norms of queries and keys, and of a gated output."""
+  inputs = keras.Input((None, 12), name='x')
+  x = layers.LayerNorm(axis=-1)(inputs)
+  queries, keys, values = (
+    keras.layers.Reshape((-1, 3, 4))(keras.layers.Dense(12)(x))
+    for _ in range(3)
+  )
+  queries = layers.HeadNorm(head_axis=-2, rms=True, per_head=False)(queries)
+  keys = layers.HeadNorm(head_axis=-2)(keys)
+  x = keras.layers.Attention()([queries, values, keys])
+  x = keras.layers.Reshape((-1, 12))(x)
+  gate = keras.layers.Dense(12)(inputs)
+  x = layers.HeadNorm(3, rms=True, gate_activation='silu')(x, gate=gate)
+  x = layers.HeadNorm(3, gate_activation='gelu')(x, gate=gate)
+  return keras.Model(inputs, x)
+
+
+def vectors(keras, layers):
+  inputs = keras.Input((12,), name='x')
+  x = layers.GroupNorm(3)(inputs)
+  x = layers.GroupNorm(group_size=2, activation='sigmoid')(x)
+  return keras.Model(inputs, layers.LayerNorm(activation='silu')(x))
+
+
+MODELS = {
+  images: [(2, 16, 24, 3), (3, 8, 10, 3)],
+  tokens: [(2, 7, 12), (1, 16, 12)],
+  vectors: [(4, 12), (1, 12)],
+}
+LAYERS = {'keras': 'tfgroupnorm.layers', 'tf_keras': 'tfgroupnorm.tf_keras'}
+
+
+@pytest.fixture(
+  scope='module',
+  params=[(make, generation) for make in MODELS for generation in LAYERS],
+  ids=lambda param: f'{param[0].__name__}-{param[1]}',
+)
+def exported(request, tmp_path_factory):
+  """A SavedModel; and inputs at two sizes with what Keras makes of them."""
+  make, generation = request.param
+  keras = importlib.import_module(generation)
+  model = make(keras, importlib.import_module(LAYERS[generation]))
+  rng = np.random.default_rng(0)
+  model.set_weights(
+    [rng.normal(0.3, 0.5, w.shape) for w in model.get_weights()]
+  )
+  path = tmp_path_factory.mktemp('models') / '1'
+  tfgroupnorm.export_saved_model(model, path)
+  batches = [rng.normal(3, 2, n).astype('float32') for n in MODELS[make]]
+  return path, [(x, np.asarray(model(x))) for x in batches]
+
+
+def check(run, batches):
+  for x, wanted in batches:
+    y = run(x)
+    assert y.shape == wanted.shape and y.dtype == wanted.dtype
+    assert np.ptp(wanted) > 0.1
+    # Each has an order of summation of its own.
+    scale = np.abs(wanted).max()
+    np.testing.assert_allclose(y / scale, wanted / scale, rtol=0, atol=1e-5)
+
+
+def check_unknown(sizes):
+  """All but the channels; `sizes` tells of each whether it is unknown."""
+  *others, channels = sizes
+  assert all(others) and not channels
+
+
+def test_litert(exported):
+  path, batches = exported
+  # Its own operations only: these suffice on any device.
+  converter = tf.lite.TFLiteConverter.from_saved_model(str(path))
+  converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+  model = litert.Interpreter(model_content=converter.convert())
+  used = {op['op_name'] for op in model._get_ops_details()}
+  assert used and not [op for op in used if op.startswith(('Flex', 'CUSTOM'))]
+  (details,) = model.get_input_details()
+  check_unknown(size == -1 for size in details['shape_signature'])
+  runner = model.get_signature_runner('serving_default')
+
+  def run(x):
+    return runner(x=x)['output_0']
+
+  check(run, batches)
+
+
+def test_onnx(exported):
+  path, batches = exported
+  target = path.parent / 'model.onnx'
+  subprocess.run(
+    [
+      *(sys.executable, '-m', 'tf2onnx.convert', '--opset', '18'),
+      *('--saved-model', path, '--output', target),
+    ],
+    check=True,
+    capture_output=True,
+  )
+  session = onnxruntime.InferenceSession(
+    target, providers=['CPUExecutionProvider']
+  )
+  (spec,) = session.get_inputs()
+  assert spec.name == 'x'
+  check_unknown(not isinstance(size, int) for size in spec.shape)
+  check(lambda x: session.run(['output_0'], {'x': x})[0], batches)
+
+
+def test_openvino(exported):
+  path, batches = exported
+  model = openvino.convert_model(path)
+  check_unknown(size.is_dynamic for size in model.input('x').partial_shape)
+  # Where a CPU has bfloat16 it would be used.
+  compiled = openvino.compile_model(
+    model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
+  )
+  check(lambda x: compiled({'x': x})[0], batches)
