@@ -7,7 +7,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Two targets may share an environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint consumers bench budgets clean
+.PHONY: help demo test test-oldest lint consumers bench budgets tpu-check clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -27,7 +27,7 @@ lint: .venv/.test ## Check style and types
 	.venv/bin/mypy
 
 consumers: .venv-consumers/.consumers ## Check that LiteRT, ONNX and OpenVINO run the models
-	.venv-consumers/bin/python -m pytest -q consumers
+	.venv-consumers/bin/python -m pytest -q tests/consumers_check.py
 
 bench: .venv-bench/.bench ## Measure speed and memory; about 20 minutes
 	.venv-bench/bin/python benchmarks/xla_cost.py --write
@@ -35,15 +35,19 @@ bench: .venv-bench/.bench ## Measure speed and memory; about 20 minutes
 	.venv-bench/bin/python benchmarks/first_call.py --write
 	.venv-bench/bin/python benchmarks/cpu.py --write
 
+tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that a TPU can run the layers and the notebook; needs none
+	.venv-tpu/bin/python -m pytest -q tests/tpu_check.py
+	.venv-bench/bin/python -m pytest -q benchmarks/notebook_test.py
+
 budgets: .venv-bench/.bench ## Check what XLA makes of the kernel for GPU and TPU
 	.venv-bench/bin/python -m pytest -q benchmarks
 
 clean: ## Remove all that was made, environments too
-	rm -rf .venv .venv-bench .venv-consumers .venv-oldest .build dist *.egg-info .*_cache .hypothesis
+	rm -rf .venv .venv-* .build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip comes into a new environment last: who has it is complete.
-.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-oldest/bin/pip:
+.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
 # ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
@@ -57,6 +61,13 @@ clean: ## Remove all that was made, environments too
 
 .venv-consumers/.%: setup.cfg pyproject.toml | .venv-consumers/bin/pip
 	.venv-consumers/bin/python -m pip install -q -e '.[$*]'
+	@touch $@
+
+# TensorFlow for TPUs goes by another name: whoever asks for `tensorflow` gets
+# the other one too, and both write the same files.
+.venv-tpu/.tpu: setup.cfg pyproject.toml | .venv-tpu/bin/pip
+	.venv-tpu/bin/python -m pip install -q tensorflow-tpu==2.20.0 libtpu==0.0.21.1 pytest
+	.venv-tpu/bin/python -m pip install -q --no-deps tf-keras==2.20.1 -e .
 	@touch $@
 
 .venv-oldest/.%: .venv-oldest/constraints.txt pyproject.toml

@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -246,7 +247,13 @@ def lower(function: Callable, arguments, platform: str) -> str:
     with tf.device(f'/device:{platform}:0'):
       return function(*(tf.identity(a) for a in arguments))
 
-  return placed.experimental_get_compiler_ir(*arguments)(stage='stablehlo')
+  text = placed.experimental_get_compiler_ir(*arguments)(stage='stablehlo')
+  # What becomes of variables; no part of StableHLO.
+  return re.sub(
+    r'mhlo\.copy (%\w+) : (tensor<\S+>)',
+    r'stablehlo.reshape \1 : (\2) -> \2',
+    text,
+  )
 
 
 def write_stablehlo(cases, platforms, folder: pathlib.Path) -> None:

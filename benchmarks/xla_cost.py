@@ -119,6 +119,8 @@ class Compiler:
   """XLA for one absent device."""
 
   def __init__(self, target: str):
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    os.environ['TPU_SKIP_MDS_QUERY'] = '1'
     from jax.experimental import topologies
 
     if platform(target) == 'TPU':
@@ -181,8 +183,6 @@ def costs(cases, targets, folder: pathlib.Path):
   """Yields (case, target, pass, owner, cost)."""
   platforms = sorted({platform(target) for target in targets})
   c.write_stablehlo(cases, platforms, folder)
-  os.environ['JAX_PLATFORMS'] = 'cpu'
-  os.environ['TPU_SKIP_MDS_QUERY'] = '1'
   for target in targets:
     compiler = Compiler(target)
     for case in cases:
