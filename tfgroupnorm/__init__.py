@@ -23,6 +23,7 @@ import keras
 
 if TYPE_CHECKING:
   from tfgroupnorm import functional, layers
+  from tfgroupnorm.convert import replace_batch_norm
   from tfgroupnorm.layers import (
     GroupNorm,
     HeadNorm,
@@ -41,6 +42,7 @@ __all__ = [
   'custom_objects',
   'functional',
   'layers',
+  'replace_batch_norm',
 ]
 
 
@@ -49,6 +51,8 @@ def __getattr__(name: str) -> Any:
   # `tfgroupnorm.functional` gets no layer of the other Keras with it.
   if name in ('functional', 'layers'):
     return importlib.import_module(f'tfgroupnorm.{name}')
+  if name == 'replace_batch_norm':
+    return importlib.import_module('tfgroupnorm.convert').replace_batch_norm
   if name in __all__:
     return getattr(importlib.import_module('tfgroupnorm.layers'), name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
