@@ -8,6 +8,7 @@ import pytest
 
 MODULES = [
   'tfgroupnorm',
+  'tfgroupnorm.convert',
   'tfgroupnorm.functional',
   'tfgroupnorm.layers',
   'tfgroupnorm.saving',
@@ -15,6 +16,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.filterwarnings('ignore:.*fine-tune the model:UserWarning')
 @pytest.mark.parametrize('name', MODULES)
 def test_examples(name):
   module = importlib.import_module(name)
@@ -25,6 +27,7 @@ def test_examples(name):
 PUBLIC = [
   (module, name)
   for module, names in {
+    'tfgroupnorm.convert': ['replace_batch_norm'],
     'tfgroupnorm.functional': [
       'group_norm',
       'instance_norm',

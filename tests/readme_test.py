@@ -15,6 +15,7 @@ README = pathlib.Path(__file__).parent.parent / 'README.md'
 BLOCKS = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
 
 
+@pytest.mark.filterwarnings('ignore:.*fine-tune the model:UserWarning')
 @pytest.mark.parametrize('code', BLOCKS, ids=range(len(BLOCKS)))
 def test_code(code, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # Where a block may write.

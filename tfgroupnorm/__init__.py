@@ -22,7 +22,8 @@ if os.environ.get('KERAS_BACKEND', 'tensorflow') != 'tensorflow':
 import keras
 
 if TYPE_CHECKING:
-  from tfgroupnorm import functional, layers, saving
+  from tfgroupnorm import callbacks, convert, functional, layers, saving
+  from tfgroupnorm.convert import replace_batch_norm
   from tfgroupnorm.layers import (
     GroupNorm,
     HeadNorm,
@@ -34,15 +35,30 @@ if TYPE_CHECKING:
 
 __version__ = '0.1.0'
 
+# Names, and the module that has each.
+_HOMES = {
+  'GroupNorm': 'layers',
+  'HeadNorm': 'layers',
+  'InstanceNorm': 'layers',
+  'LayerNorm': 'layers',
+  'custom_objects': 'layers',
+  'export_saved_model': 'saving',
+  'replace_batch_norm': 'convert',
+}
+_MODULES = ('callbacks', 'convert', 'functional', 'layers', 'saving')
+
 __all__ = [
   'GroupNorm',
   'HeadNorm',
   'InstanceNorm',
   'LayerNorm',
+  'callbacks',
+  'convert',
   'custom_objects',
   'export_saved_model',
   'functional',
   'layers',
+  'replace_batch_norm',
   'saving',
 ]
 
@@ -50,12 +66,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   # Imported when asked for: who imports `tfgroupnorm.tf_keras` or
   # `tfgroupnorm.functional` gets no layer of the other Keras with it.
-  if name in ('functional', 'layers', 'saving'):
+  if name in _MODULES:
     return importlib.import_module(f'tfgroupnorm.{name}')
-  if name == 'export_saved_model':
-    return importlib.import_module('tfgroupnorm.saving').export_saved_model
-  if name in __all__:
-    return getattr(importlib.import_module('tfgroupnorm.layers'), name)
+  if name in _HOMES:
+    module = importlib.import_module(f'tfgroupnorm.{_HOMES[name]}')
+    return getattr(module, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
