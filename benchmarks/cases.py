@@ -36,6 +36,9 @@ class Case:
     options: Arguments of the function in `tfgroupnorm.functional`.
     dtype: Of `x`; the parameters are float32.
     label: What is special, for the name.
+    masked: Half of the positions are padding. Keras has no such layer; it is
+      compared without a mask.
+    per_sample: `gamma` and `beta` of each sample.
   """
 
   kind: str
@@ -43,6 +46,8 @@ class Case:
   options: dict[str, Any]
   dtype: str = 'float32'
   label: str = ''
+  masked: bool = False
+  per_sample: bool = False
 
   @property
   def name(self) -> str:
@@ -68,7 +73,8 @@ class Case:
   @property
   def parameter_shape(self) -> tuple[int, ...]:
     axis = self.options.get('axis', -1)
-    return (self.shape[axis],)
+    samples = self.shape[:1] if self.per_sample else ()
+    return (*samples, self.shape[axis])
 
   @property
   def rms(self) -> bool:
@@ -83,6 +89,14 @@ def group(*shape, groups=32, axis=-1, **more) -> Case:
   label = ' '.join([label, *map(str, more.values())]).strip()
   options = {'groups': groups, 'axis': axis, **more}
   return Case('GroupNorm', shape, options, label=label)
+
+
+def masked(case: Case) -> Case:
+  return dataclasses.replace(case, masked=True, label='masked')
+
+
+def adaptive(case: Case) -> Case:
+  return dataclasses.replace(case, per_sample=True, label='per sample')
 
 
 def instance(*shape, axis=-1) -> Case:
@@ -109,7 +123,19 @@ def ours(case: Case, jit_compile: bool | str = 'auto') -> Callable:
     'HeadNorm': functional.head_norm,
   }[case.kind]
   run = functools.partial(function, **case.options, jit_compile=jit_compile)
+  if case.masked:
+    return lambda x, gamma, beta: run(x, gamma, beta, mask=_mask(case, gamma))
   return (lambda x, gamma, _: run(x, gamma)) if case.rms else run
+
+
+def _mask(case: Case, gamma):
+  """Samples are valid up to half of their positions, or a little more."""
+  import tensorflow as tf
+
+  length = math.prod(case.shape[1:-1])
+  zero = tf.cast(0 * gamma[0], tf.int32)  # Lest the mask be a constant.
+  lengths = length // 2 + zero + tf.range(case.shape[0])
+  return tf.reshape(tf.sequence_mask(lengths, length), case.shape[:-1])
 
 
 def theirs(case: Case, generation: str = 'keras') -> Callable:
@@ -144,6 +170,11 @@ def theirs(case: Case, generation: str = 'keras') -> Callable:
     return activation(call(x, gamma, beta))
 
   def call(x, gamma, beta):
+    if case.per_sample:
+      shape = [case.shape[0], *[1] * (len(case.shape) - 2), case.shape[-1]]
+      ones = tf.ones(case.shape[-1])
+      y = layer.stateless_call([ones, 0 * ones], [], x)[0]
+      return y * tf.reshape(gamma, shape) + tf.reshape(beta, shape)
     if generation == 'tf_keras':
       # It is not asked to cast, as it would its own weights.
       layer.gamma, layer.beta = (tf.cast(p, x.dtype) for p in (gamma, beta))

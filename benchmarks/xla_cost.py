@@ -48,6 +48,8 @@ ALL = [
   *_BIG,
   *(case.with_dtype('bfloat16') for case in _BIG),
   c.group(16, 56, 56, 256, activation='silu'),
+  c.masked(c.group(16, 56, 56, 256)),
+  c.adaptive(c.group(16, 56, 56, 256)),
   c.group(2, 8, 28, 28, 256),
   c.layer(1, 2048, 4096),
   c.layer(32, 512, 768, rms=True),

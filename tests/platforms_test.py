@@ -115,6 +115,22 @@ def test_constant_input_gives_beta(platform, as_on):
         np.testing.assert_array_equal(y, tf.broadcast_to(beta, shape))
 
 
+@pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
+def test_masked_constant_input_gives_beta(platform, as_on):
+  as_on(platform)
+  rng = np.random.default_rng(0)
+  mask = rng.random((2, 40, 33)) < 0.5
+  for value in (10000.1, -3e-5, 7e8):
+    x = np.where(mask[..., None], np.float32(value), np.float32(np.nan))
+    x = np.repeat(x, 6, axis=-1)
+    beta = tf.range(6.0)
+    y = functional.group_norm(
+      x, beta=beta, groups=3, mask=mask, jit_compile=True
+    )
+    wanted = np.where(mask[..., None], beta, 0)
+    np.testing.assert_array_equal(y, wanted)
+
+
 def exactness(platform, mean, std, rng):
   """Largest error of LayerNorm and GroupNorm over 8192 values."""
   errors = []

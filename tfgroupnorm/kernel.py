@@ -294,12 +294,12 @@ def _row_sums(tensors, first: int, length: int) -> list[tf.Tensor]:
   return [tf.reshape(t, [*before, *after]) for t in sums]
 
 
-def _staged_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
-  """`tf.reduce_sum(t, axes, keepdims=True)`, in two stages where it is long.
+def _staged(reduce: Callable, t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+  """`reduce(t, axes, keepdims=True)`, in two stages where that is long.
 
   A column that XLA:GPU finds too long it pads and copies in pieces, which is
   more traffic than all the rest. The factor between the stages keeps it from
-  making one sum of two again.
+  making one of the two again.
   """
   if not axes:
     return t
@@ -323,10 +323,10 @@ def _staged_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     if 1 < pieces < length:
       cut = [pieces, length // pieces]
       t = tf.reshape(t, dims[:first] + cut + dims[last + 1 :])
-      t = tf.reduce_sum(t, first + 1, keepdims=True) / length
-      t = tf.reduce_sum(t, first, keepdims=True) * length
+      t = reduce(t, first + 1, keepdims=True) / 2
+      t = reduce(t, first, keepdims=True) * 2
       return tf.reshape(t, dims[:first] + [1] * len(size) + dims[last + 1 :])
-  return tf.reduce_sum(t, axes, keepdims=True)
+  return reduce(t, axes, keepdims=True)
 
 
 class _Lanes:
@@ -541,7 +541,7 @@ class _Operands:
     if self.spec.platform == 'CPU':
       return _cpu_sums(tensors, axes)
     if self.spec.platform == 'GPU':
-      return [_staged_sum(t, axes) for t in tensors]
+      return [_staged(tf.reduce_sum, t, axes) for t in tensors]
     return [tf.reduce_sum(t, axes, keepdims=True) for t in tensors]
 
   def add_up(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
@@ -648,6 +648,22 @@ def _first_valid(o: _Operands) -> tf.Tensor:
   return tf.where(x > lowest, x, zero)
 
 
+def _valid_mean(o: _Operands) -> tf.Tensor:
+  """As `_near_mean`, of what a mask leaves in, in one pass on a GPU or TPU.
+
+  To pick an element would read all of x once more. The mean of a constant channel
+  is off by a rounding error; where the largest element is as near, it is taken.
+  """
+  axes = o.spec.axes
+  (sum_,) = o.add_up(o.valid(o.x))
+  mean = sum_ / o.channel_size
+  lowest = tf.constant(o.dtype.min, o.dtype)
+  largest = tf.where(o.counted, o.x, lowest)
+  largest = _staged(tf.reduce_max, largest, axes)
+  near = tf.abs(largest - mean) <= 1e-6 * tf.abs(mean)
+  return tf.where(near, largest, mean)
+
+
 def _middle_of_three(o: _Operands) -> tf.Tensor:
   """An element of each row: of three the one between, lest it be an outlier."""
   size, rank = o.narrow.shape[-1], o.narrow.shape.rank
@@ -673,6 +689,8 @@ def _near_mean(o: _Operands) -> tf.Tensor:
   axes = o.spec.axes
   if o.counted is not None:
     # Of all of it: any part may be padding.
+    if o.spec.platform in ('GPU', 'TPU'):
+      return _valid_mean(o)
     element = _first_valid(o)
     (sum_,) = o.add_up(o.valid(o.x - element))
     return element + sum_ / o.channel_size
