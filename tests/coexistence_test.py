@@ -47,7 +47,10 @@ def test_in_one_process():
   'first, never',
   [
     ('from tfgroupnorm import GroupNorm, functional', 'tf_keras'),
+    ('from tfgroupnorm.callbacks import ActivationPercentiles', 'tf_keras'),
+    ('from tfgroupnorm.callbacks import ActivationPercentiles', 'matplotlib'),
     ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.layers'),
+    ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.callbacks'),
   ],
 )
 def test_imports_no_more_than_asked_for(first, never):

@@ -8,6 +8,7 @@ import pytest
 
 MODULES = [
   'tfgroupnorm',
+  'tfgroupnorm.callbacks',
   'tfgroupnorm.functional',
   'tfgroupnorm.layers',
   'tfgroupnorm.tf_keras',
