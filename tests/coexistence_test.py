@@ -48,7 +48,6 @@ def test_in_one_process():
   [
     ('from tfgroupnorm import GroupNorm, functional', 'tf_keras'),
     ('from tfgroupnorm.callbacks import ActivationPercentiles', 'tf_keras'),
-    ('from tfgroupnorm.callbacks import ActivationPercentiles', 'matplotlib'),
     ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.layers'),
     ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.callbacks'),
   ],

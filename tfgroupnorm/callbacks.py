@@ -369,9 +369,10 @@ class ActivationPercentiles(keras.callbacks.Callback):
   statistic or metric changes. By default it costs less than 2% of the training
   time: with `update_freq="auto"` its own time is measured, and a record waits
   until it can be afforded. What is always made is a record before the first
-  step, and one at the end. The first takes up to a second of preparation, so
-  that of a training of less than a minute the share may be larger: see `share`.
-  Features of many values are sampled, at the same places each time.
+  step, and one in the second half. The first takes up to a second of
+  preparation, so that of a training of less than a minute the share may be
+  larger: see `share`. Features of many values are sampled, at the same places
+  each time.
 
   Args:
     data: One batch of inputs: what the model can be called on.
@@ -423,7 +424,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     - [Wu & He, 2018](https://arxiv.org/abs/1803.08494), section 4.1
   """
 
-  # tf-keras need not turn the logs into arrays for this one.
+  # A name of tf-keras': it need not turn the logs into arrays for this one.
   _supports_tf_logs = True
 
   def __init__(
@@ -529,7 +530,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   def on_train_end(self, logs=None):
     if self.update_freq == 'auto' and self._step not in self._steps[-1:]:
-      # Whatever it costs, not to leave half of the training without one.
+      # Whatever it costs, so as not to leave its second half without one.
       if 2 * self._steps[-1] < self._step or self._allowed(records=1):
         self._record()
     for writer in self._writers:
