@@ -559,8 +559,8 @@ def made_batch(
       rng.integers(model.output.shape[-1], size=batch_size),
     )
   image, boxes = (model.input[name].shape[1:] for name in ('image', 'boxes'))
-  corner = rng.uniform(0, 0.6, (batch_size, boxes[0], 2))
-  edges = rng.uniform(0.02, 0.4, (batch_size, boxes[0], 2))
+  edges = np.exp(rng.uniform(*np.log([0.03, 0.95]), (batch_size, boxes[0], 2)))
+  corner = rng.uniform(size=edges.shape) * (1 - edges)
   classes = model.output['classes'].shape[-1]
   return (
     {
