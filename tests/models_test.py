@@ -171,9 +171,11 @@ def test_a_box_does_not_see_another():
     (GROUP_NORM, True),
     (keras.layers.BatchNormalization, False),
   ]:
+    inputs = keras.Input(x.shape[1:])
     head = models.PerBox(models.box_head(make_norm, 81))
+    model = keras.Model(inputs, head(inputs))
     before, after = (
-      head(each, training=True)[0].numpy() for each in (x, changed)
+      model(each, training=True)[0].numpy() for each in (x, changed)
     )
     assert before.shape == (2, 3, 81)
     assert np.any(before[0, 0] != after[0, 0])
