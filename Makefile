@@ -7,13 +7,20 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Two targets may share an environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint consumers bench budgets tpu-check clean
+.PHONY: help demo vgg-distributions fpn test test-oldest lint consumers bench \
+  budgets tpu-check clean
 
 help: ## Say what the targets do
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
 
 demo: .venv/.examples ## Train on handwritten digits
 	.venv/bin/python examples/digits.py
+
+vgg-distributions: .venv/.examples ## Draw what norms do to the features of VGG-16
+	.venv/bin/python examples/vgg_distributions.py
+
+fpn: .venv/.examples ## Train a detector on two images of 800x1088, for 3 steps
+	.venv/bin/python examples/models.py --model=fpn
 
 test: lint ## Lint, then run all tests
 	.venv/bin/python -m pytest -q -n 2

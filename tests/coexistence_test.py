@@ -49,7 +49,9 @@ def test_in_one_process():
     ('from tfgroupnorm import GroupNorm, functional', 'tf_keras'),
     ('from tfgroupnorm import export_saved_model', 'tf_keras'),
     ('import tfgroupnorm.saving', 'tfgroupnorm.layers'),
+    ('from tfgroupnorm.callbacks import ActivationPercentiles', 'tf_keras'),
     ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.layers'),
+    ('from tfgroupnorm.tf_keras import GroupNorm', 'tfgroupnorm.callbacks'),
   ],
 )
 def test_imports_no_more_than_asked_for(first, never):

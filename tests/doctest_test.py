@@ -8,6 +8,7 @@ import pytest
 
 MODULES = [
   'tfgroupnorm',
+  'tfgroupnorm.callbacks',
   'tfgroupnorm.convert',
   'tfgroupnorm.functional',
   'tfgroupnorm.layers',

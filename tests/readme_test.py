@@ -19,14 +19,16 @@ BLOCKS = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
 @pytest.mark.parametrize('code', BLOCKS, ids=range(len(BLOCKS)))
 def test_code(code, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # Where a block may write.
-  if 'model' in code and 'model =' not in code:
+  if 'model' in code and 'model =' not in code:  # The one made at the top.
     code = BLOCKS[0] + code
   rng = np.random.default_rng(0)
+  images = rng.normal(size=(4, 32, 32, 3)).astype('float32')
   names = {
     **vars(tfgroupnorm.layers),
+    'images': images,
+    'labels': np.arange(4),
     'x': tf.constant(rng.normal(3, 2, (2, 5, 32)).astype('float32')),
     'mask': np.arange(5)[None] < np.array([[3], [5]]),
-    'images': rng.normal(3, 2, (8, 32, 32, 3)).astype('float32'),
     'g': tf.ones((2, 32)),
     'b': tf.zeros((2, 32)),
   }
@@ -35,9 +37,11 @@ def test_code(code, tmp_path, monkeypatch):
     code, last = code.rsplit('\n', 2)[:2]
     exec(last, {**names, 'g': names['x']})
   exec(code, names)
+  if 'percentiles' in names:
+    assert len(names['percentiles'].history) == 1
+    assert (tmp_path / 'percentiles.png').is_file()
   if 'model' in names:
     model = names['model']
-    images = rng.normal(size=(4, 32, 32, 3)).astype('float32')
     model.fit(images, np.arange(4), verbose=0)
     assert model(images).shape == (4, 10)
     assert isinstance(model, keras.Model)

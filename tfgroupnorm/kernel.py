@@ -651,8 +651,8 @@ def _first_valid(o: _Operands) -> tf.Tensor:
 def _valid_mean(o: _Operands) -> tf.Tensor:
   """As `_near_mean`, of what a mask leaves in, in one pass on a GPU or TPU.
 
-  To pick an element would read all of x once more. The mean of a constant channel
-  is off by a rounding error; where the largest element is as near, it is taken.
+  To pick an element would read all of x once more. The mean of a constant
+  channel is off by a rounding error; there the largest element is taken.
   """
   axes = o.spec.axes
   (sum_,) = o.add_up(o.valid(o.x))
@@ -660,8 +660,14 @@ def _valid_mean(o: _Operands) -> tf.Tensor:
   lowest = tf.constant(o.dtype.min, o.dtype)
   largest = tf.where(o.counted, o.x, lowest)
   largest = _staged(tf.reduce_max, largest, axes)
-  near = tf.abs(largest - mean) <= 1e-6 * tf.abs(mean)
-  return tf.where(near, largest, mean)
+  if o.spec.platform == 'TPU':
+    smallest = tf.where(o.counted, o.x, -lowest)
+    constant = largest == tf.reduce_min(smallest, axes, keepdims=True)
+  else:
+    # A GPU would read all of x for the smallest. It adds up in trees, whose
+    # rounding errors are no larger.
+    constant = tf.abs(largest - mean) <= 4e-6 * tf.abs(mean)
+  return tf.where(constant, largest, mean)
 
 
 def _middle_of_three(o: _Operands) -> tf.Tensor:

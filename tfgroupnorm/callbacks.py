@@ -1,0 +1,753 @@
+"""What a model's layers do to its features, watched while it trains.
+
+One class serves `fit` of Keras 3 and of tf-keras, which it never imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgroupnorm import _layer, functional
+
+# Keras' own normalization layers, of either generation.
+_KERAS_NORMS = (
+  'BatchNormalization',
+  'GroupNormalization',
+  'LayerNormalization',
+  'RMSNormalization',
+  'UnitNormalization',
+)
+
+# Records, however cheap, come at least this part of the steps so far apart, so
+# that their number grows with the logarithm of the steps.
+_FINEST = 1 / 500
+
+# What TensorBoard's scalars are. `tf.summary.scalar` would need TensorBoard
+# where it writes; the events themselves do not.
+_SCALAR = tf.compat.v1.SummaryMetadata(
+  plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name='scalars'),
+  data_class='DATA_CLASS_SCALAR',
+)
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+_LINES: tuple[dict[str, Any], ...] = (
+  {'color': '#0072B2', 'linestyle': '-'},
+  {'color': '#56B4E9', 'linestyle': '--'},
+  {'color': '#E69F00', 'linestyle': '--'},
+  {'color': '#D55E00', 'linestyle': '-'},
+  {'color': '#009E73', 'linestyle': ':'},
+  {'color': '#CC79A7', 'linestyle': '-.'},
+)
+
+
+def _kerases() -> list[Any]:
+  """The generations of Keras that are in use here."""
+  # Who has a model of tf-keras has imported it.
+  modules = [keras, sys.modules.get('tf_keras')]
+  return [module for module in modules if hasattr(module, 'layers')]
+
+
+def _is_layer(thing: Any) -> bool:
+  return any(isinstance(thing, module.layers.Layer) for module in _kerases())
+
+
+def _is_norm(layer: Any) -> bool:
+  kinds: list[type] = [_layer.Norm]
+  for module in _kerases():
+    kinds += [
+      getattr(module.layers, name)
+      for name in _KERAS_NORMS
+      if hasattr(module.layers, name)
+    ]
+  return isinstance(layer, tuple(kinds))
+
+
+def _children(layer: Any) -> list[Any]:
+  """The layers right inside `layer`."""
+  # A private name, the same in both Kerases. `layers`, the public one, knows
+  # models only: not what is in a layer that is made of layers.
+  flatten = getattr(layer, '_flatten_layers', None)
+  if flatten is None:
+    return list(getattr(layer, 'layers', ()))
+  return list(flatten(include_self=False, recursive=False))
+
+
+def _paths(model: Any) -> dict[str, Any]:
+  """Where it is in the model, `'block/norm'`, -> layer; each layer once."""
+  found: dict[str, Any] = {}
+  seen = {id(model)}
+
+  def walk(parent, prefix):
+    for layer in _children(parent):
+      if id(layer) in seen:
+        continue
+      seen.add(id(layer))
+      path, count = prefix + layer.name, 1
+      while path in found:  # In a subclassed model names may repeat.
+        count += 1
+        path = f'{prefix}{layer.name}#{count}'
+      found[path] = layer
+      walk(layer, f'{path}/')
+
+  walk(model, '')
+  return found
+
+
+def _named(name: str, paths: dict[str, Any]) -> str:
+  """The path of the layer that `name` is the path or the name of."""
+  if name in paths:
+    return name
+  matches = [path for path, layer in paths.items() if layer.name == name]
+  if len(matches) == 1:
+    return matches[0]
+  if matches:
+    raise ValueError(
+      'A name in `layers` must be that of one layer. Received: '
+      f'{name!r}, the name of {", ".join(map(repr, matches))}. Give one of '
+      'these paths.'
+    )
+  near = difflib.get_close_matches(name, paths, n=5, cutoff=0.4)
+  some = near or [path for path in paths if '/' not in path][:9]
+  raise ValueError(
+    f'`layers` must name layers of the model. Received: {name!r}, which it '
+    f'does not have. {"Near" if near else "It has"}: '
+    f'{", ".join(map(repr, some))}.'
+  )
+
+
+def _choose(layers: Any, model: Any) -> dict[str, Any]:
+  """What to call it in the records -> layer."""
+  paths = _paths(model)
+  if layers is None or (callable(layers) and not _is_layer(layers)):
+    wanted = _is_norm if layers is None else layers
+    chosen = [path for path, layer in paths.items() if wanted(layer)]
+    if not chosen:
+      what = 'normalization layer' if layers is None else 'layer that fits'
+      raise ValueError(
+        f'The model must have a layer to follow. Received: layers={layers!r}, '
+        f'and a model without a {what}. Give names in `layers`, such as '
+        f'{", ".join(map(repr, list(paths)[-3:]))}.'
+      )
+  else:
+    chosen = []
+    for item in layers if isinstance(layers, (list, tuple)) else [layers]:
+      if isinstance(item, str):
+        chosen.append(_named(item, paths))
+        continue
+      held = [path for path, layer in paths.items() if layer is item]
+      if not held:
+        raise ValueError(
+          'A layer in `layers` must belong to the model. Received: '
+          f'{item.name!r}, which is not in {model.name!r}. Give a layer of '
+          'the model that is trained, or its name.'
+        )
+      chosen += held
+  names = [paths[path].name for path in chosen]
+  return {
+    (name if names.count(name) == 1 else path): paths[path]
+    for path, name in zip(chosen, names, strict=True)
+  }
+
+
+@tf.autograph.experimental.do_not_convert
+@contextlib.contextmanager
+def _watched(layers: dict[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
+  """Within it, all that the layers return is collected in the dict."""
+  found: dict[str, list[tf.Tensor]] = {name: [] for name in layers}
+
+  def watch(name, call):
+    @functools.wraps(call)
+    def watched(*args, **kwargs):
+      outputs = call(*args, **kwargs)
+      found[name] += tf.nest.flatten(outputs)
+      return outputs
+
+    return watched
+
+  # Past `__setattr__`, which would have Keras track them. This reaches what a
+  # second functional model would not: subclassed and nested models.
+  before = {name: dict(vars(layer)) for name, layer in layers.items()}
+  try:
+    for name, layer in layers.items():
+      vars(layer)['call'] = watch(name, layer.call)
+    yield found
+  finally:
+    for name, layer in layers.items():
+      vars(layer).pop('call', None)
+      if 'call' in before[name]:
+        vars(layer)['call'] = before[name]['call']
+
+
+@tf.autograph.experimental.do_not_convert
+def _raise_uncallable(error: Exception) -> None:
+  raise ValueError(
+    'The model must be callable on `data` with training=False. Received: '
+    f'{type(error).__name__}: {error}'
+  ) from error
+
+
+def _check_collected(found: dict[str, list[tf.Tensor]]) -> None:
+  """Raises where a layer returned nothing, or nothing that can be read."""
+  for name, outputs in found.items():
+    if not outputs:
+      raise ValueError(
+        '`layers` must be called when the model is. Received: '
+        f'{name!r}, which was not. Leave it out, or call it in the model, '
+        'also with training=False.'
+      )
+    for tensor in outputs:
+      graph = (
+        None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+      )
+      if getattr(tensor, 'graph', graph) is not graph:
+        raise ValueError(
+          '`layers` must be called outside of loops and branches. Received: '
+          f'{name!r}, whose features are inside one. Follow the layer around '
+          'it.'
+        )
+      functional.check_real(tensor)
+
+
+def _sample(outputs: Sequence[tf.Tensor], size: int) -> tf.Tensor:
+  """At most `size` of the values, the same positions each time, as float32."""
+  flat = [tf.reshape(x, [-1]) for x in outputs]
+  x = (
+    flat[0]
+    if len(flat) == 1
+    else tf.concat([tf.cast(each, tf.float32) for each in flat], 0)
+  )
+  count = x.shape[0]
+  if count is None or count > size:
+    # Stateless, so that no random number of the training is used up.
+    x = tf.gather(
+      x,
+      tf.random.stateless_uniform(
+        [size], (0, 0), maxval=tf.size(x, tf.int64), dtype=tf.int64
+      ),
+    )
+  return tf.cast(x, tf.float32)
+
+
+def _writes(function: Any) -> bool:
+  """Whether a concrete function assigns to variables."""
+  graph = function.graph.as_graph_def()
+  nodes = [graph.node, *(each.node_def for each in graph.library.function)]
+  return any(node.op.startswith('Assign') for part in nodes for node in part)
+
+
+@contextlib.contextmanager
+def _unchanged(variables: Sequence[Any]) -> Iterator[None]:
+  """Gives the variables their values back in the end."""
+  values = [tf.identity(tf.convert_to_tensor(each)) for each in variables]
+  try:
+    yield
+  finally:
+    for each, value in zip(variables, values, strict=True):
+      each.assign(value)
+
+
+def _writers(log_dir: str, percentiles: Sequence[float]) -> list[Any]:
+  """A run for TensorBoard for each percentile."""
+  return [
+    tf.summary.create_file_writer(os.path.join(log_dir, f'p{each:g}'))
+    for each in percentiles
+  ]
+
+
+def _check_percentiles(percentiles: Any) -> tuple[float, ...]:
+  values = np.asarray(percentiles)
+  if values.ndim != 1 or not values.size or values.dtype.kind not in 'iuf':
+    raise ValueError(
+      '`percentiles` must be numbers, one at least. Received: percentiles='
+      f'{percentiles!r}. Pass a tuple such as (1, 20, 80, 99).'
+    )
+  if not np.all((values >= 0) & (values <= 100)):
+    raise ValueError(
+      '`percentiles` must lie between 0 and 100. Received: percentiles='
+      f'{percentiles!r}. 50 is the median.'
+    )
+  return tuple(values.tolist())
+
+
+def _check_update_freq(update_freq: Any) -> int | str:
+  if update_freq in ('auto', 'epoch'):
+    return update_freq
+  if update_freq == 'batch':
+    return 1
+  if isinstance(update_freq, str):
+    raise ValueError(
+      '`update_freq` must be "auto", "epoch", "batch" or a number of steps. '
+      f'Received: update_freq={update_freq!r}.'
+    )
+  update_freq = functional.check_int('update_freq', update_freq)
+  if update_freq < 1:
+    raise ValueError(
+      '`update_freq` must be one step or more. Received: update_freq='
+      f'{update_freq}. Use "auto" to have it chosen by what records cost.'
+    )
+  return update_freq
+
+
+def _check_layers(layers: Any) -> Any:
+  if layers is None or isinstance(layers, str) or callable(layers):
+    return layers
+  if isinstance(layers, (list, tuple)) and all(
+    isinstance(item, str) or _is_layer(item) for item in layers
+  ):
+    if not layers:
+      raise ValueError(
+        '`layers` must have one layer at least. Received: layers='
+        f'{layers!r}. Leave it out for all normalization layers.'
+      )
+    return tuple(layers)
+  raise TypeError(
+    '`layers` must be names, layers, or a function of a layer that says '
+    f'whether to follow it. Received: layers={layers!r}. Leave it out for all '
+    'normalization layers.'
+  )
+
+
+def _check_data(data: Any) -> Any:
+  """`data` with tensors for arrays."""
+  if data is None or isinstance(data, (str, tf.data.Dataset)):
+    raise TypeError(
+      '`data` must be one batch of inputs of the model: an array or a tensor, '
+      f'or a list or dict of these. Received: {type(data).__name__}. Of a '
+      'dataset of inputs and targets take `next(iter(dataset))[0]`.'
+    )
+
+  def convert(x):
+    if isinstance(x, np.ndarray) and x.dtype.kind == 'f':
+      x = x.astype(keras.backend.floatx())  # As `fit` does.
+    return tf.convert_to_tensor(x)
+
+  return tf.nest.map_structure(convert, data)
+
+
+def _check_fits(data: Any, model: Any) -> None:
+  """Compares shapes, where the model is one that knows its inputs."""
+  wanted = getattr(model, 'inputs', None)
+  if not wanted:
+    return
+  given = tf.nest.flatten(data)
+  shapes = [tuple(x.shape) for x in given]
+  expected = [tuple(x.shape) for x in wanted]
+  if len(given) != len(wanted) or not all(
+    tf.TensorShape(a).is_compatible_with(b)
+    for a, b in zip(shapes, expected, strict=True)
+  ):
+    raise ValueError(
+      '`data` must be a batch of inputs of the model, which has inputs of '
+      f'shape {", ".join(map(str, expected))}. Received: shape '
+      f'{", ".join(map(str, shapes))}. The batch is the first axis.'
+    )
+
+
+class ActivationPercentiles(keras.callbacks.Callback):
+  """Follows percentiles of layers' features, on fixed data, over training.
+
+  A callback for `fit` of Keras 3 and of tf-keras alike. Before the first step,
+  and again and again while the model trains, the model is called on `data` as
+  for inference, and percentiles of what the chosen layers return are kept in
+  `history`, written for TensorBoard, and drawn by `plot`. This is how the Group
+  Normalization paper shows what normalization does to the features of VGG-16
+  (its Figure 6).
+
+  Training is not disturbed: no random number is drawn, no weight, moving
+  statistic or metric changes. By default it costs less than 2% of the training
+  time: with `update_freq="auto"` its own time is measured, and a record waits
+  until it can be afforded. What is always made is a record before the first
+  step, and one in the second half. The first takes up to a second of
+  preparation, so that of a training of less than a minute the share may be
+  larger: see `share`. Features of many values are sampled, at the same places
+  each time.
+
+  Args:
+    data: One batch of inputs: what the model can be called on.
+    layers: Which layers' outputs to follow: names (of layers in nested models
+      too, or paths such as `"block/norm"`), layers, or a function of a layer
+      that says whether it is one. `None`: all normalization layers, ours and
+      those of Keras.
+    percentiles: Numbers from 0 to 100.
+    update_freq: `"auto"`, `"epoch"`, or every how many steps; `"batch"` is 1.
+      Only `"auto"` minds the time.
+    max_share: The share of the training time that `"auto"` may take.
+    log_dir: Folder for TensorBoard, or `None`. Each percentile is written as a
+      run of its own, so that TensorBoard draws them in one chart for a layer.
+      What writes needs no `tensorboard` installed.
+    sample_size: How many values of a layer to take at most.
+
+  Attributes:
+    history: dict, name of a layer -> array (records, percentiles).
+    steps: Array (records,): how many steps the model had been trained for,
+      counted from the first `fit` with this callback, over all of them.
+    share: Own time as a share of the time spent in `fit`.
+
+  Raises:
+    ValueError: If an argument does not fit, or does not fit the model: that
+      is said when `fit` begins, before any training.
+    TypeError: If an argument has the wrong type.
+
+  Example:
+
+  >>> import keras
+  >>> import numpy as np
+  >>> from tfgroupnorm import GroupNorm
+  >>> from tfgroupnorm.callbacks import ActivationPercentiles
+  >>> x = np.random.default_rng(0).normal(5.0, 2.0, (64, 8)).astype("float32")
+  >>> model = keras.Sequential(
+  ...   [keras.Input((8,)), GroupNorm(2, name="norm"), keras.layers.Dense(1)]
+  ... )
+  >>> model.compile("sgd", "mse")
+  >>> percentiles = ActivationPercentiles(x[:16], update_freq=2)
+  >>> _ = model.fit(
+  ...   x, x[:, :1], batch_size=16, verbose=0, callbacks=[percentiles]
+  ... )
+  >>> percentiles.steps
+  array([0, 2, 4])
+  >>> percentiles.history["norm"].shape
+  (3, 4)
+
+  References:
+    - [Wu & He, 2018](https://arxiv.org/abs/1803.08494), section 4.1
+  """
+
+  # A name of tf-keras': it need not turn the logs into arrays for this one.
+  _supports_tf_logs = True
+
+  def __init__(
+    self,
+    data: Any,
+    layers: Any = None,
+    percentiles: Sequence[float] = (1, 20, 80, 99),
+    *,
+    update_freq: int | str = 'auto',
+    max_share: float = 0.02,
+    log_dir: str | os.PathLike | None = None,
+    sample_size: int = 2**16,
+  ):
+    super().__init__()
+    self._data = _check_data(data)
+    self._layers = _check_layers(layers)
+    self.percentiles = _check_percentiles(percentiles)
+    self.update_freq = _check_update_freq(update_freq)
+    if not isinstance(max_share, (int, float)) or not 0 < max_share <= 1:
+      raise ValueError(
+        '`max_share` must be a share of the training time, above 0 and at '
+        f'most 1. Received: max_share={max_share!r}. 0.02 is 2%.'
+      )
+    self.max_share = float(max_share)
+    self.log_dir = None if log_dir is None else os.fspath(log_dir)
+    self.sample_size = functional.check_int('sample_size', sample_size)
+    if self.sample_size < 1:
+      raise ValueError(
+        '`sample_size` must be positive. Received: sample_size='
+        f'{sample_size}. 65536 values know the 1st percentile to within 0.1%.'
+      )
+    self._followed: Any = None  # The model.
+    self._chosen: dict[str, Any] = {}
+    self._read: Callable[[], dict[str, tf.Tensor]] | None = None
+    self._writers: list[Any] = []
+    self._steps: list[int] = []
+    self._records: dict[str, list[np.ndarray]] = {}
+    self._step = 0
+    self._batch = -1
+    self._ask_at = 0
+    self._planned: int | None = None  # Steps, with those of earlier fits.
+    self._began: float | None = None
+    self._earlier = 0.0  # Seconds in earlier fits.
+    self._setup_seconds = 0.0
+    self._record_seconds = 0.0
+
+  @property
+  def history(self) -> dict[str, np.ndarray]:
+    return {
+      name: np.reshape(rows, (-1, len(self.percentiles)))
+      for name, rows in self._records.items()
+    }
+
+  @property
+  def steps(self) -> np.ndarray:
+    return np.array(self._steps, int)
+
+  @property
+  def share(self) -> float:
+    seconds = self._seconds()
+    own = self._setup_seconds + self._record_seconds
+    return own / seconds if seconds else 0.0
+
+  # --- What Keras calls -------------------------------------------------------
+
+  def on_train_begin(self, logs=None):
+    if self._followed is None:
+      self._followed = self.model
+    elif self._followed is not self.model:
+      raise ValueError(
+        'A callback follows one model. Received: a second one, '
+        f'{self.model.name!r}. Create another ActivationPercentiles for it.'
+      )
+    self._began = time.perf_counter()
+    self._planned = None
+    # What is not built yet, is by the first step.
+    if self.model.built and not self._steps:
+      self._record()
+
+  def on_epoch_begin(self, epoch, logs=None):
+    self._batch = -1
+    if self._planned is None and self.params.get('steps'):
+      epochs = self.params['epochs'] - epoch
+      self._planned = self._step + epochs * self.params['steps']
+
+  def on_train_batch_end(self, batch, logs=None):
+    before = self._step
+    # One execution may have been several steps.
+    self._step += batch - self._batch
+    self._batch = batch
+    if self.update_freq == 'auto':
+      due = not self._steps or self._affordable()
+    elif self.update_freq == 'epoch':
+      due = not self._steps
+    else:
+      due = self._step // self.update_freq > before // self.update_freq
+    if due:
+      self._record()
+
+  def on_epoch_end(self, epoch, logs=None):
+    if self.update_freq == 'epoch' and self._step not in self._steps[-1:]:
+      self._record()
+
+  def on_train_end(self, logs=None):
+    if self.update_freq == 'auto' and self._step not in self._steps[-1:]:
+      # Whatever it costs, so as not to leave its second half without one.
+      if 2 * self._steps[-1] < self._step or self._allowed(records=1):
+        self._record()
+    for writer in self._writers:
+      writer.close()
+    self._writers = []
+    self._earlier = self._seconds()
+    self._began = None
+
+  # tf-keras asks each callback whether it has anything to do at a step. These
+  # are names of its own base class, and the only thing that this one, of
+  # Keras 3, lacks for it.
+
+  def _implements_train_batch_hooks(self) -> bool:
+    return True
+
+  def _implements_test_batch_hooks(self) -> bool:
+    return False
+
+  def _implements_predict_batch_hooks(self) -> bool:
+    return False
+
+  # --- When -------------------------------------------------------------------
+
+  def _seconds(self) -> float:
+    """Spent in `fit` so far, with our own time."""
+    if self._began is None:
+      return self._earlier
+    return self._earlier + time.perf_counter() - self._began
+
+  def _allowed(self, records: int) -> bool:
+    """Whether so many more of them keep us under `max_share`."""
+    own = self._setup_seconds + self._record_seconds
+    # A fifth is for what is not measured, being called at each step, and for
+    # the record that takes longer than those before it.
+    allowance = 0.8 * self.max_share * (self._seconds() - own)
+    progress = min(1.0, self._step / self._planned) if self._planned else 1.0
+    # The preparation counts little by little, if it is known how long training
+    # will be: or it would keep us from the first steps, where most happens.
+    setup = progress * self._setup_seconds
+    if setup > allowance:
+      # This training is too short for the preparation alone. What can be kept
+      # small is what comes on top.
+      setup = 0.75 * allowance
+    each = self._record_seconds / max(1, len(self._steps))
+    return self._record_seconds + setup + records * each <= allowance
+
+  def _affordable(self) -> bool:
+    if self._step < self._ask_at:
+      return False
+    apart = self._step - self._steps[-1]
+    # To ask costs something too.
+    self._ask_at = self._step + max(1, apart // 16)
+    if apart < math.ceil(self._steps[-1] * _FINEST):
+      return False
+    return self._allowed(records=2)  # One for the end.
+
+  # --- A record ---------------------------------------------------------------
+
+  def _record(self) -> None:
+    # So that what the training still has to do is not taken for our time.
+    tf.test.experimental.sync_devices()
+    start = time.perf_counter()
+    if self._read is None:
+      self._read = self._prepare()
+      self._records = {name: [] for name in self._chosen}
+    if self.log_dir is not None and not self._writers:
+      self._writers = _writers(self.log_dir, self.percentiles)
+    ready = time.perf_counter()
+    self._setup_seconds += ready - start
+    for name, values in self._read().items():
+      self._records[name].append(self._percentiles_of(values.numpy()))
+    self._steps.append(self._step)
+    self._write()
+    self._record_seconds += time.perf_counter() - ready
+
+  def _prepare(self) -> Callable[[], dict[str, tf.Tensor]]:
+    """Makes what reads the features, and has run it once."""
+    model = self.model
+    self._chosen = _choose(self._layers, model)
+    _check_fits(self._data, model)
+    if getattr(model, 'run_eagerly', False):
+      run, writes = self._features, True
+    else:
+      run = self._features
+      if isinstance(model, keras.Model):
+        # Layers of Keras 2 may rely on the conversion of Python's `if`.
+        run = tf.autograph.experimental.do_not_convert(run)
+      run = tf.function(run)
+      writes = _writes(run.get_concrete_function())
+    if writes:
+      # Keras 3 keeps the state of its random numbers there too.
+      run = _guarded(run, model.non_trainable_variables)
+    run()
+    return run
+
+  def _features(self) -> dict[str, tf.Tensor]:
+    with _watched(self._chosen) as found:
+      try:
+        self.model(self._data, training=False)
+      except Exception as error:
+        _raise_uncallable(error)
+    return self._sampled(found)
+
+  @tf.autograph.experimental.do_not_convert
+  def _sampled(self, found) -> dict[str, tf.Tensor]:
+    if self._layers is None or callable(self._layers):
+      # All that the model calls.
+      found = {name: outputs for name, outputs in found.items() if outputs}
+    _check_collected(found)
+    return {
+      name: _sample(outputs, self.sample_size)
+      for name, outputs in found.items()
+    }
+
+  def _percentiles_of(self, values: np.ndarray) -> np.ndarray:
+    if not values.size:
+      return np.full(len(self.percentiles), np.nan)
+    with np.errstate(invalid='ignore'):  # Features may be infinite.
+      return np.percentile(values, self.percentiles)
+
+  def _write(self) -> None:
+    for i, writer in enumerate(self._writers):
+      with writer.as_default(self._step), tf.summary.record_if(True):
+        for name, rows in self._records.items():
+          tf.summary.write(f'features/{name}', rows[-1][i], metadata=_SCALAR)
+
+  # --- Figures ----------------------------------------------------------------
+
+  def draw(self, axes, layer: str | None = None) -> None:
+    """Draws one layer's percentiles over the steps.
+
+    Args:
+      axes: matplotlib's `Axes`.
+      layer: A key of `history`; may be left out if there is only one.
+
+    Raises:
+      ValueError: If there is no such layer, or nothing recorded.
+    """
+    history = self.history
+    if not self._steps:
+      raise ValueError(
+        'There must be records to draw. Received: a callback that has seen no '
+        'training. Pass it to `fit` in `callbacks` first.'
+      )
+    if layer is None and len(history) == 1:
+      (layer,) = history
+    if layer not in history:
+      raise ValueError(
+        f'`layer` must be one that was followed. Received: layer={layer!r}. '
+        f'Give one of {", ".join(map(repr, history))}.'
+      )
+    marker = '.' if len(self._steps) < 30 else None
+    for i, (each, values) in enumerate(
+      zip(self.percentiles, history[layer].T, strict=True)
+    ):
+      style = _LINES[i % len(_LINES)]
+      axes.plot(self.steps, values, label=f'{each:g}%', marker=marker, **style)
+    axes.set(title=layer, xlabel='step')
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+
+  def plot(self, path=None):
+    """Draws all layers that were followed, each in a panel.
+
+    Args:
+      path: Where to save the picture, in a format that its name tells; or
+        `None`.
+
+    Returns:
+      matplotlib's `Figure`.
+
+    Raises:
+      ImportError: If matplotlib is not installed.
+      ValueError: If nothing was recorded.
+    """
+    try:
+      from matplotlib import figure
+    except ImportError as error:
+      raise ImportError(
+        'A figure needs matplotlib. Run `pip install "tfgroupnorm[plots]"`; '
+        'the numbers are in `history`.'
+      ) from error
+    names = list(self.history) or [None]
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    # Without pyplot no display is looked for.
+    picture = figure.Figure(
+      figsize=(1.2 + 3.2 * columns, 0.6 + 2.4 * rows),
+      dpi=110,
+      layout='constrained',
+    )
+    panels = picture.subplots(rows, columns, squeeze=False).flat
+    for panel, name in zip(panels, names, strict=False):
+      self.draw(panel, name)
+    for panel in list(panels)[len(names) :]:
+      panel.set_axis_off()
+    picture.legend(
+      *_reversed(panels[0].get_legend_handles_labels()),
+      loc='outside right center',
+      title='percentile',
+      frameon=False,
+    )
+    if path is not None:
+      picture.savefig(path)
+    return picture
+
+
+def _reversed(handles_and_labels):
+  """A legend's entries from the top down, as the lines lie."""
+  return [each[::-1] for each in handles_and_labels]
+
+
+def _guarded(run, variables):
+  """`run`, after which the variables are what they were before."""
+
+  def guarded():
+    with _unchanged(variables):
+      return run()
+
+  return guarded
