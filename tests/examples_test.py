@@ -7,9 +7,11 @@ import head_norm
 import keras
 import numpy as np
 import pytest
+import small_batch
 import tensorflow as tf
 
 import programs
+import tfgroupnorm
 
 
 def rows(stdout):
@@ -40,12 +42,11 @@ def test_group_division(tmp_path):
 
 def test_divisions_are_of_all_layers():
   for settings in group_division.run_settings([2], seeds=1):
+    model = small_batch.build_model(settings, (8, 8, 1))
     layers = [
       layer
-      for layer in group_division.small_batch.build_model(
-        settings, (8, 8, 1)
-      )._flatten_layers()
-      if hasattr(layer, 'groups')
+      for layer in model.layers
+      if isinstance(layer, tfgroupnorm.GroupNorm)
     ]
     assert len(layers) == 9
     if settings['groups']:
