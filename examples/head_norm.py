@@ -442,14 +442,14 @@ def conclusions(records: Sequence[experiment.Record]) -> list[str]:
 
 
 def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
-  """Validation loss over the steps, at the end, and what the leak was worth."""
+  """Validation loss over the steps, at the end, and without the future."""
   # Without pyplot no display is looked for.
-  picture = figure.Figure(figsize=(10, 4.4), dpi=110, layout='constrained')
+  picture = figure.Figure(figsize=(11, 4.4), dpi=110, layout='constrained')
   left, middle, right = picture.subplots(1, 3, width_ratios=(1.2, 1, 1))
   variants = variants_of(records)
   plot_curves(records, variants, left)
-  plot_last(records, variants, middle)
-  plot_leak(records, variants, right)
+  plot_last(records, [v for v in variants if v not in LEAKS], middle)
+  plot_leak(records, [v for v in variants if v in ('none', *LEAKS)], right)
   picture.legend(
     handles=left.lines, loc='outside lower center', ncols=4, frameon=False
   )
@@ -498,10 +498,7 @@ def plot_last(
     if variant == 'none':
       chart.axvspan(losses.min(), losses.max(), color='#000000', alpha=0.08)
   chart.set_title('After the last step, each seed', fontsize=11)
-  chart.set_xlabel('nats a character')
-  chart.set_yticks(range(len(variants)), [VARIANTS[v] for v in variants])
-  chart.invert_yaxis()
-  digits.tidy(chart)
+  _name_rows(variants, chart)
 
 
 def plot_leak(
@@ -509,16 +506,30 @@ def plot_leak(
   variants: Sequence[str],
   chart: axes.Axes,
 ) -> None:
-  """By how much the loss is higher where the future is withheld."""
+  """The loss with the future and without, a line for each seed."""
   for i, variant in enumerate(variants):
-    gaps = values(records, 'withheld', variant)
-    gaps = gaps - values(records, 'whole', variant)
     colour = LINES[variant]['color']
-    chart.plot(gaps, [i] * len(gaps), 'o', color=colour, alpha=0.6)
-  chart.set_title('Loss, future withheld - shown', fontsize=11)
+    pairs = zip(
+      values(records, 'whole', variant),
+      values(records, 'withheld', variant),
+      strict=True,
+    )
+    for j, pair in enumerate(pairs):
+      place = i + 0.12 * (j - 1)
+      chart.plot(pair, [place] * 2, '-', color=colour, linewidth=1)
+      chart.plot(pair[0], place, 'o', color=colour, markerfacecolor='white')
+      chart.plot(pair[1], place, 'o', color=colour)
+  chart.set_title('Filled: future withheld', fontsize=11)
+  _name_rows(variants, chart)
+
+
+def _name_rows(variants: Sequence[str], chart: axes.Axes) -> None:
   chart.set_xlabel('nats a character')
-  chart.set_yticks(range(len(variants)), [])
-  chart.invert_yaxis()
+  chart.set_yticks(
+    range(len(variants)),
+    [VARIANTS[variant].replace(' over', '\nover') for variant in variants],
+  )
+  chart.set_ylim(len(variants) - 0.5, -0.5)
   digits.tidy(chart)
 
 

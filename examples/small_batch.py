@@ -374,7 +374,7 @@ def values(
   return np.array([record.result[name] for record in chosen])
 
 
-def _in(records: Sequence[experiment.Record], name: str, known: Sequence):
+def _present(records: Sequence[experiment.Record], name: str, known: Sequence):
   """Those of `known` that occur as setting `name`, in that order."""
   found = {record.settings[name] for record in records}
   return [each for each in known if each in found]
@@ -400,7 +400,7 @@ def table(records: Sequence[experiment.Record]) -> str:
           for batch_size in batch_sizes
         ),
       ]
-      for norm in _in(records, 'norm', list(NORMS))
+      for norm in _present(records, 'norm', list(NORMS))
     ],
   )
 
@@ -420,7 +420,7 @@ def findings(records: Sequence[experiment.Record]) -> list[str]:
   Runs of one seed have the same images in the same order, so they are compared
   seed by seed: a difference counts if all seeds agree on its sign.
   """
-  norms = _in(records, 'norm', list(NORMS))
+  norms = _present(records, 'norm', list(NORMS))
   sizes = sorted({record.settings['batch_size'] for record in records})
   if BASE not in sizes:
     return [f'The findings compare with batches of {BASE}, which are missing.']
@@ -490,7 +490,7 @@ def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
   # Without pyplot no display is looked for.
   picture = figure.Figure(figsize=(10, 4.2), dpi=110, layout='constrained')
   charts = picture.subplots(1, 3, width_ratios=(1.4, 1, 1))
-  norms = _in(records, 'norm', list(NORMS))
+  norms = _present(records, 'norm', list(NORMS))
   plot_errors(records, norms, charts[0])
   for chart, title, name in (
     (charts[1], 'Training', 'train_errors'),

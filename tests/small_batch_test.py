@@ -81,6 +81,21 @@ def test_data_do_not_depend_on_norm_and_batch_size():
   assert 0 <= pixels.min() and pixels.max() <= 1
 
 
+def test_transforms_do_not_follow_from_each_other():
+  bar = np.zeros((2048, 8, 8, 1), 'float32')
+  bar[:, 2:6, 3:5] = 1
+  transform = small_batch.transformation(contrast=1.0, seed=0)
+  for _ in range(2):
+    ink = transform(bar)[..., 0]
+    mass = ink.sum((1, 2))
+    steps = np.arange(8)
+    row = (ink * steps[:, None]).sum((1, 2)) / mass
+    column = (ink * steps).sum((1, 2)) / mass
+    assert min(each.std() for each in (mass, row, column)) > 0.1
+    correlations = np.corrcoef([mass, row, column])
+    np.testing.assert_allclose(correlations, np.eye(3), atol=0.15)
+
+
 def test_norms_are_those_of_the_paper():
   x = np.random.default_rng(0).normal(3, 2, (2, 4, 4, 8)).astype('float32')
   for norm, axes in {'layer': (1, 2, 3), 'instance': (1, 2)}.items():
