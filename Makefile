@@ -7,14 +7,23 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 # Two targets may share an environment.
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help demo vgg-distributions fpn test test-oldest lint consumers bench \
-  budgets tpu-check clean
+.PHONY: help demo small-batch group-division head-norm vgg-distributions fpn \
+  test test-oldest lint consumers bench budgets tpu-check clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
 
 demo: .venv/.examples ## Train on handwritten digits
 	.venv/bin/python examples/digits.py
+
+small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; about 20 minutes
+	.venv/bin/python examples/small_batch.py
+
+group-division: .venv/.examples ## Train with few and many groups; about 5 minutes
+	.venv/bin/python examples/group_division.py
+
+head-norm: .venv/.examples ## Train Transformers with and without head norms; about 10 minutes
+	.venv/bin/python examples/head_norm.py
 
 vgg-distributions: .venv/.examples ## Draw what norms do to the features of VGG-16
 	.venv/bin/python examples/vgg_distributions.py

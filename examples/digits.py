@@ -132,7 +132,7 @@ class Result:
     return NORMS[self.norm]
 
 
-def load_digits(seed: int) -> Digits:
+def load_digits(seed: int, train_size: int = TRAIN_SIZE) -> Digits:
   """Splits scikit-learn's digits at random, all classes in proportion."""
   digits = datasets.load_digits()
   images = (digits.images[..., np.newaxis] / 16).astype(np.float32)
@@ -140,7 +140,7 @@ def load_digits(seed: int) -> Digits:
     *model_selection.train_test_split(
       images,
       digits.target.astype(np.int32),
-      train_size=TRAIN_SIZE,
+      train_size=train_size,
       stratify=digits.target,
       random_state=seed,
     )
@@ -177,27 +177,50 @@ def residual_block(
   width: int,
   make_norm: Callable[[], keras.layers.Layer],
   *,
+  make_last_norm: Callable[[], keras.layers.Layer] | None = None,
   strides: int = 1,
 ) -> keras.KerasTensor:
   """Adds two convolutions to `x`, which is projected if its shape changes."""
   y = convolution(x, width, make_norm, strides=strides)
   y = keras.layers.ReLU()(y)
-  y = convolution(y, width, make_norm)
+  y = convolution(y, width, make_last_norm or make_norm)
   if strides != 1 or x.shape[-1] != width:
     x = convolution(x, width, make_norm, size=1, strides=strides)
   return keras.layers.ReLU()(keras.layers.Add()([x, y]))
 
 
-def make_model(make_norm: Callable[[], keras.layers.Layer]) -> keras.Model:
-  """A ResNet from images (batch, 8, 8, 1) to probabilities (batch, 10)."""
+def make_model(
+  make_norm: Callable[[], keras.layers.Layer],
+  *,
+  make_last_norm: Callable[[], keras.layers.Layer] | None = None,
+  shape: Sequence[int] = (8, 8, 1),
+  widths: Sequence[int] = WIDTHS,
+  classes: int = CLASSES,
+) -> keras.Model:
+  """A ResNet from images (batch, *shape) to probabilities (batch, classes).
+
+  Args:
+    make_norm: Makes a normalization layer.
+    make_last_norm: Makes the last one of each residual block; `make_norm` if
+      left out.
+    shape: Height, width and channels of an image.
+    widths: Channels of each stage. All but the first halve height and width.
+    classes: Number of classes.
+  """
   # A SavedModel calls its inputs by these names.
-  image = keras.Input((8, 8, 1), name='image')
-  x = convolution(image, WIDTHS[0], make_norm)
+  image = keras.Input(shape, name='image')
+  x = convolution(image, widths[0], make_norm)
   x = keras.layers.ReLU()(x)
-  for i, width in enumerate(WIDTHS):
-    x = residual_block(x, width, make_norm, strides=1 if i == 0 else 2)
+  for i, width in enumerate(widths):
+    x = residual_block(
+      x,
+      width,
+      make_norm,
+      make_last_norm=make_last_norm,
+      strides=1 if i == 0 else 2,
+    )
   x = keras.layers.GlobalAveragePooling2D()(x)
-  x = keras.layers.Dense(CLASSES, activation='softmax')(x)
+  x = keras.layers.Dense(classes, activation='softmax')(x)
   return keras.Model(image, x)
 
 
@@ -395,8 +418,13 @@ def plot_curves(
   for each in (loss_axes, error_axes):
     each.set(xlabel='epoch', xlim=(0.5, len(results[0].losses) + 0.5))
     each.xaxis.get_major_locator().set_params(integer=True)
-    each.grid(alpha=0.3)
-    each.spines[['top', 'right']].set_visible(False)
+    tidy(each)
+
+
+def tidy(chart: axes.Axes) -> None:
+  """The look of all charts."""
+  chart.grid(alpha=0.3)
+  chart.spines[['top', 'right']].set_visible(False)
 
 
 def plot_digits(

@@ -1,21 +1,15 @@
 """The example models are what they say, and learn with any norm."""
 
 import functools
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import keras
+import models
 import numpy as np
 import pytest
 
+import programs
 import tfgroupnorm
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / 'examples'))
-
-import models  # noqa: E402
 
 GROUP_NORM = tfgroupnorm.GroupNorm
 # Of which ResNet-50 has one for each convolution.
@@ -253,22 +247,8 @@ def test_transformer(attention):
   learns(model, batch_size=4, steps=6)
 
 
-def run(*flags):
-  path = pathlib.Path(models.__file__)
-  return subprocess.run(
-    [sys.executable, str(path), *flags],
-    env={
-      **os.environ,
-      'PYTHONPATH': os.pathsep.join([str(path.parent.parent), *sys.path]),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
 def test_program():
-  result = run('--model=transformer', '--steps=2')
+  result = programs.run('models', '--model=transformer', '--steps=2')
   assert result.returncode == 0, result.stderr
   assert re.search(r'^transformer: 446,\d{3} parameters$', result.stdout, re.M)
   losses = re.findall(r'^step \d: loss ([\d.]+), .* GB', result.stdout, re.M)
@@ -276,7 +256,7 @@ def test_program():
 
 
 def test_bad_flags():
-  result = run('--model=fpn', '--norm=none')
+  result = programs.run('models', '--model=fpn', '--norm=none')
   assert result.returncode != 0
   assert '--norm=none is for --model=vgg16' in result.stderr
   assert 'Traceback' not in result.stderr

@@ -1,0 +1,717 @@
+"""The main experiment of Group Normalization: error against batch size.
+
+    python examples/small_batch.py
+    python examples/small_batch.py --quick
+    python examples/small_batch.py --dataset=cifar10 --train_size=10000
+
+A residual network is trained with batch (BN), group (GN), layer (LN) and
+instance normalization (IN), with 32, 16, 8, 4 and 2 images a batch and several
+seeds each. As in the paper (Wu & He, 2018):
+
+  - LN is `GroupNorm(groups=1)`, over height, width and channels. It is not
+    `LayerNorm` over the last axis alone;
+  - the learning rate is linear in the batch size, and every run sees the same
+    number of images;
+  - `gamma` starts at 0 in the last norm of each residual block, at 1 elsewhere.
+
+BN gets its best chance: its moving averages span the same number of images at
+any batch size (momentum 0.9 at 32 images, the paper's, 0.9 ** (2 / 32) at 2).
+
+The images are scikit-learn's 8 by 8 scans of digits, so nothing is downloaded.
+As they are, a thousand of them are soon learned by heart, and noise in the
+statistics only helps against that. So each image is turned, scaled, moved,
+dimmed and brightened at random, anew in each epoch, and so are those to
+validate on: then, as with photographs, there is more to fit than a network can,
+and images differ in contrast. (`--contrast=1` neither dims nor brightens.)
+
+Finished runs are kept in `--output`: after Ctrl-C the same command goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import digits  # First: it says how much TensorFlow may print.
+import experiment
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from matplotlib import axes, figure, ticker
+from sklearn import model_selection
+
+import tfgroupnorm
+
+NORMS = {
+  'group': 'Group Norm (GN)',
+  'batch': 'Batch Norm (BN)',
+  'layer': 'Layer Norm (LN)',
+  'instance': 'Instance Norm (IN)',
+}
+# Datasets of Keras, which are downloaded, and their numbers of classes.
+DOWNLOADS = {'cifar10': 10, 'cifar100': 100, 'fashion_mnist': 10, 'mnist': 10}
+DIGITS, CLASSES_LEFT = 1797, 10  # Of each class one to validate on, at least.
+BATCH_SIZES = (32, 16, 8, 4, 2)
+# To this batch size others are compared, and the learning rate refers to it.
+BASE = 32
+MOMENTUM = 0.9
+# How far images are transformed: parts of a turn and of their size.
+ROTATION, ZOOM, SHIFT = 0.04, 0.1, 0.05
+CHUNK = 8192  # Images transformed at a time.
+# What --quick changes, and by how many points BN has to rise, more than GN too.
+QUICK = {
+  'norms': ('group', 'batch'),
+  'batch_sizes': (BASE, 2),
+  'epochs': 10,
+  'seeds': 1,
+}
+QUICK_MARGIN = 1.0
+RESULTS = 'small_batch.jsonl'
+PICTURE = 'small_batch.png'
+
+
+# --- One run ------------------------------------------------------------------
+
+
+def load_data(dataset: str, train_size: int, seed: int) -> digits.Digits:
+  """Images from 0 to 1, of which `train_size` are to train on.
+
+  Args:
+    dataset: `'digits'`, or a name in `DOWNLOADS`.
+    train_size: Number of images to train on.
+    seed: Of the choice of these. What is left of scikit-learn's digits is to
+      validate on; other datasets have images of their own for that.
+  """
+  if dataset == 'digits':
+    return digits.load_digits(seed, train_size)
+  (images, labels), (test_images, test_labels) = importlib.import_module(
+    f'keras.datasets.{dataset}'
+  ).load_data()
+  labels = labels.reshape(-1)
+  images, _, labels, _ = model_selection.train_test_split(
+    images, labels, train_size=train_size, stratify=labels, random_state=seed
+  )
+  images, test_images = (
+    (i / 255).astype(np.float32).reshape(*i.shape[:3], -1)
+    for i in (images, test_images)
+  )
+  return digits.Digits(
+    images,
+    test_images,
+    labels.astype(np.int32),
+    test_labels.reshape(-1).astype(np.int32),
+  )
+
+
+def transformation(
+  contrast: float, seed: int
+) -> Callable[[np.ndarray], np.ndarray]:
+  """What turns, scales, moves, dims and brightens each image at random.
+
+  Args:
+    contrast: The least part of its contrast that an image keeps. Where it loses
+      some, its brightness is drawn from what keeps it between 0 and 1.
+    seed: Of all that is random.
+  """
+  rng = np.random.default_rng(seed)
+  # With one seed for all, an image's angle would follow from its size.
+  seeds = map(int, rng.integers(2**31, size=3))
+  layers = keras.Sequential(
+    [
+      layer(*factors, fill_mode='constant', seed=own)
+      for (layer, factors), own in zip(
+        (
+          (keras.layers.RandomRotation, (ROTATION,)),
+          (keras.layers.RandomZoom, (ZOOM, ZOOM)),
+          (keras.layers.RandomTranslation, (SHIFT, SHIFT)),
+        ),
+        seeds,
+        strict=True,
+      )
+    ]
+  )
+
+  def transform(images):
+    images = np.concatenate(
+      [
+        layers(images[start : start + CHUNK], training=True)
+        for start in range(0, len(images), CHUNK)
+      ]
+    )
+    kept = rng.uniform(contrast, 1, (len(images), 1, 1, 1))
+    return (kept * images + rng.uniform(0, 1 - kept)).astype(np.float32)
+
+  return transform
+
+
+def batches_of(
+  images: np.ndarray, labels: np.ndarray, settings: experiment.Settings
+) -> tf.data.Dataset:
+  """Batches for all epochs, in another order and transformed in each.
+
+  They depend on the seed alone: all norms and batch sizes see the same images
+  in the same order.
+  """
+  batch_size, epochs = settings['batch_size'], settings['epochs']
+  rng = np.random.default_rng(settings['seed'])
+  transform = transformation(settings['contrast'], settings['seed'])
+  used = len(labels) // batch_size * batch_size
+
+  def blocks():
+    # Some epochs at a time: all of them may be too many to hold.
+    size = max(1, CHUNK // len(labels))
+    for start in range(0, epochs, size):
+      order = np.concatenate(
+        [
+          rng.permutation(len(labels))[:used]
+          for _ in range(start, min(start + size, epochs))
+        ]
+      )
+      yield (
+        transform(images[order]).reshape(-1, batch_size, *images.shape[1:]),
+        labels[order].reshape(-1, batch_size),
+      )
+
+  return tf.data.Dataset.from_generator(
+    blocks,
+    output_signature=(
+      tf.TensorSpec((None, batch_size, *images.shape[1:]), tf.float32),
+      tf.TensorSpec((None, batch_size), tf.int32),
+    ),
+  ).unbatch()
+
+
+def norm_factory(
+  norm: str, groups: int | None, batch_size: int, group_size: int | None = None
+) -> Callable[..., keras.layers.Layer]:
+  """What makes the paper's normalization layers: `norm` is a key of `NORMS`.
+
+  Args:
+    norm: Which.
+    groups: Groups of GN.
+    batch_size: For the moving averages of BN.
+    group_size: Channels in a group of GN, in place of `groups`.
+  """
+  if group_size is not None:
+    group = functools.partial(tfgroupnorm.GroupNorm, group_size=group_size)
+  else:
+    group = functools.partial(tfgroupnorm.GroupNorm, groups=groups)
+  return {
+    'group': group,
+    'batch': functools.partial(
+      keras.layers.BatchNormalization, momentum=MOMENTUM ** (batch_size / BASE)
+    ),
+    'layer': functools.partial(tfgroupnorm.GroupNorm, groups=1),
+    'instance': tfgroupnorm.InstanceNorm,
+  }[norm]
+
+
+def build_model(
+  settings: experiment.Settings, shape: Sequence[int]
+) -> keras.Model:
+  """The network for images of that shape; for `settings` see `run_settings`."""
+  make_norm = norm_factory(
+    settings['norm'],
+    settings['groups'],
+    settings['batch_size'],
+    settings.get('group_size'),
+  )
+  return digits.make_model(
+    make_norm,
+    make_last_norm=functools.partial(make_norm, gamma_initializer='zeros'),
+    shape=shape,
+    widths=settings['widths'],
+    classes=DOWNLOADS.get(settings['dataset'], digits.CLASSES),
+  )
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled_model(key: str, shape: tuple[int, ...]) -> keras.Model:
+  """Compiled once for all seeds: that takes as long as some epochs."""
+  keras.utils.clear_session()
+  settings = json.loads(key)
+  model = build_model(settings, shape)
+  steps = settings['train_size'] // settings['batch_size']
+  rate = settings['learning_rate'] * settings['batch_size'] / BASE
+  model.compile(
+    optimizer=keras.optimizers.SGD(
+      keras.optimizers.schedules.CosineDecay(rate, settings['epochs'] * steps),
+      momentum=MOMENTUM,
+    ),
+    loss='sparse_categorical_crossentropy',
+    metrics=['accuracy'],
+    # Steps are short: XLA compiles each as a whole, and Python hears of them
+    # once an epoch.
+    jit_compile=True,
+    steps_per_execution=steps,
+  )
+  return model
+
+
+def _fresh_model(
+  settings: experiment.Settings, shape: tuple[int, ...]
+) -> keras.Model:
+  """A model as if just compiled, with weights drawn from its seed."""
+  common = {name: v for name, v in settings.items() if name != 'seed'}
+  model = _compiled_model(json.dumps(common, sort_keys=True), shape)
+  keras.utils.set_random_seed(settings['seed'])
+  experiment.restart(model, build_model(settings, shape))
+  return model
+
+
+def train_run(settings: experiment.Settings) -> dict[str, Any]:
+  """Trains one network.
+
+  Args:
+    settings: As `run_settings` makes them.
+
+  Returns:
+    Errors in percent after each epoch, `train_errors` and
+    `validation_errors`, the last ones as `train_error` and `error`, the
+    training loss `train_loss`, and the `seconds` of CPU time that all took.
+  """
+  began = time.process_time()
+  seed = settings['seed']
+  data = load_data(settings['dataset'], settings['train_size'], seed)
+  validate_on = transformation(settings['contrast'], seed)(data.test_images)
+  model = _fresh_model(settings, data.train_images.shape[1:])
+  history = model.fit(
+    batches_of(data.train_images, data.train_labels, settings),
+    validation_data=(validate_on, data.test_labels),
+    validation_batch_size=len(data.test_labels),
+    epochs=settings['epochs'],
+    steps_per_epoch=settings['train_size'] // settings['batch_size'],
+    shuffle=False,  # They are in order already.
+    verbose=0,
+  ).history
+  train_errors, errors = (
+    [round(digits.error_percent(value), 3) for value in history[name]]
+    for name in ('accuracy', 'val_accuracy')
+  )
+  return {
+    'error': errors[-1],
+    'train_error': train_errors[-1],
+    'train_loss': round(history['loss'][-1], 5),
+    'train_errors': train_errors,
+    'validation_errors': errors,
+    'seconds': round(time.process_time() - began, 1),
+  }
+
+
+# --- All runs -----------------------------------------------------------------
+
+
+def run_settings(
+  *,
+  dataset: str = 'digits',
+  norms: Sequence[str] = tuple(NORMS),
+  batch_sizes: Sequence[int] = BATCH_SIZES,
+  seeds: int = 3,
+  epochs: int = 30,
+  train_size: int = 1024,
+  widths: Sequence[int] = (8, 16, 32),
+  groups: int = 4,
+  learning_rate: float = 0.05,
+  contrast: float = 0.2,
+) -> list[experiment.Settings]:
+  """The settings of all runs, the longest first.
+
+  Args:
+    dataset: `'digits'`, or a name in `DOWNLOADS`.
+    norms: Keys of `NORMS`.
+    batch_sizes: Images in a batch.
+    seeds: Number of runs for each norm and batch size.
+    epochs: Passes over the images.
+    train_size: Number of images to train on.
+    widths: Channels of each stage of the network.
+    groups: Groups of GN.
+    learning_rate: That of 32 images, linear in the batch size.
+    contrast: The least part of its contrast that an image keeps.
+  """
+  return [
+    {
+      'dataset': dataset,
+      'norm': norm,
+      'batch_size': batch_size,
+      'seed': seed,
+      'epochs': epochs,
+      'train_size': train_size,
+      'widths': list(widths),
+      # So that runs without groups are the same whatever these are.
+      'groups': groups if norm == 'group' else None,
+      'learning_rate': learning_rate,
+      'contrast': contrast,
+    }
+    for batch_size in sorted(batch_sizes)
+    for norm in norms
+    for seed in range(seeds)
+  ]
+
+
+def describe(record: experiment.Record) -> str:
+  settings, result = record
+  return (
+    f'{NORMS[settings["norm"]]:18}  batch {settings["batch_size"]:3}  '
+    f'seed {settings["seed"]}  error {result["error"]:6.2f}%  '
+    f'{result["seconds"]:.0f} s'
+  )
+
+
+def values(
+  records: Sequence[experiment.Record], name: str, **settings
+) -> np.ndarray:
+  """Result `name` of the selected runs, in the order of their seeds."""
+  chosen = experiment.select(records, **settings)
+  chosen.sort(key=lambda record: record.settings['seed'])
+  return np.array([record.result[name] for record in chosen])
+
+
+def _present(records: Sequence[experiment.Record], name: str, known: Sequence):
+  """Those of `known` that occur as setting `name`, in that order."""
+  found = {record.settings[name] for record in records}
+  return [each for each in known if each in found]
+
+
+def table(records: Sequence[experiment.Record]) -> str:
+  """Median and range of the error, by norm and batch size."""
+  batch_sizes = sorted(
+    {record.settings['batch_size'] for record in records}, reverse=True
+  )
+  return experiment.markdown(
+    ['images a batch', *map(str, batch_sizes)],
+    [
+      [
+        NORMS[norm],
+        *(
+          format(
+            experiment.summary(
+              values(records, 'error', norm=norm, batch_size=batch_size)
+            ),
+            '.2f',
+          )
+          for batch_size in batch_sizes
+        ),
+      ]
+      for norm in _present(records, 'norm', list(NORMS))
+    ],
+  )
+
+
+def rise(
+  records: Sequence[experiment.Record], norm: str, batch_size: int
+) -> np.ndarray:
+  """By how many points the error is above that of `BASE` images, by seed."""
+  return values(records, 'error', norm=norm, batch_size=batch_size) - values(
+    records, 'error', norm=norm, batch_size=BASE
+  )
+
+
+def findings(records: Sequence[experiment.Record]) -> str:
+  """Which of the paper's findings these runs show, as a table with figures.
+
+  Runs of one seed have the same images in the same order, so they are compared
+  seed by seed: a difference counts if all seeds agree on its sign.
+  """
+  norms = _present(records, 'norm', list(NORMS))
+  sizes = sorted({record.settings['batch_size'] for record in records})
+  least = sizes[0]
+  rows = []
+
+  def add(claim, differences, if_above, if_below, if_neither) -> None:
+    if not len(differences):
+      return
+    if (differences > 0).all():
+      verdict = if_above
+    elif (differences < 0).all():
+      verdict = if_below
+    else:
+      verdict = if_neither
+    rows.append([claim, f'{experiment.summary(differences):+.2f}', verdict])
+
+  def is_above(claim, differences) -> None:
+    add(claim, differences, 'yes', 'no, the opposite', 'seeds disagree')
+
+  def difference(above, below, size, name='error') -> np.ndarray:
+    high, low = (
+      values(records, name, norm=norm, batch_size=size)
+      for norm in (above, below)
+    )
+    return high - low if len(high) == len(low) else np.array([])
+
+  if BASE in sizes and 'batch' in norms:
+    for size in sizes[:2]:
+      if size < BASE:
+        is_above(
+          f'BN at {size} is above BN at {BASE}', rise(records, 'batch', size)
+        )
+  if BASE in sizes and least < BASE and 'group' in norms:
+    add(
+      f'GN at {least} is as at {BASE}',
+      rise(records, 'group', least),
+      'no, it is above',
+      'no, it is below',
+      'yes: seeds disagree',
+    )
+    if 'batch' in norms:
+      is_above(
+        f'From {BASE} to {least}, BN rises more than GN',
+        rise(records, 'batch', least) - rise(records, 'group', least),
+      )
+  if least < BASE:
+    is_above(f'At {least}, BN is above GN', difference('batch', 'group', least))
+  is_above(f'At {BASE}, GN is above BN', difference('group', 'batch', BASE))
+  is_above(
+    f'At {BASE}, BN is above GN in training error',
+    difference('batch', 'group', BASE, 'train_error'),
+  )
+  is_above(f'At {BASE}, LN is above GN', difference('layer', 'group', BASE))
+  is_above(f'At {BASE}, IN is above LN', difference('instance', 'layer', BASE))
+  return experiment.markdown(
+    ["the paper's finding", 'points here', 'reproduced'], rows
+  )
+
+
+def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
+  """Error against batch size, and learning curves of the largest batches."""
+  # Without pyplot no display is looked for.
+  picture = figure.Figure(figsize=(10, 4.2), dpi=110, layout='constrained')
+  charts = picture.subplots(1, 3, width_ratios=(1.4, 1, 1))
+  norms = _present(records, 'norm', list(NORMS))
+  batch_size = max(record.settings['batch_size'] for record in records)
+  plot_errors(records, norms, charts[0])
+  for chart, title, name in (
+    (charts[1], 'Training', 'train_errors'),
+    (charts[2], 'Validation', 'validation_errors'),
+  ):
+    chart.set_title(f'{title}, {batch_size} images a batch', fontsize=11)
+    plot_curves(
+      experiment.select(records, batch_size=batch_size), norms, name, chart
+    )
+  charts[1].sharey(charts[2])
+  picture.legend(
+    handles=charts[0].get_legend_handles_labels()[0],
+    loc='outside lower center',
+    ncols=len(norms),
+    frameon=False,
+  )
+  picture.savefig(path)
+
+
+def plot_errors(
+  records: Sequence[experiment.Record], norms: Sequence[str], chart: axes.Axes
+) -> None:
+  """Medians, and bars from the least to the greatest of all seeds."""
+  batch_sizes = sorted({record.settings['batch_size'] for record in records})
+  for i, norm in enumerate(norms):
+    summaries = [
+      experiment.summary(
+        values(records, 'error', norm=norm, batch_size=batch_size)
+      )
+      for batch_size in batch_sizes
+    ]
+    chart.errorbar(
+      # Side by side, so that no bar hides another.
+      np.log2(batch_sizes) + 0.05 * (i - (len(norms) - 1) / 2),
+      [each.median for each in summaries],
+      [
+        [each.median - each.low for each in summaries],
+        [each.high - each.median for each in summaries],
+      ],
+      label=NORMS[norm],
+      markersize=5,
+      capsize=2,
+      elinewidth=1,
+      **digits.LINES[norm],
+    )
+  chart.set_title('Validation error, median and range', fontsize=11)
+  chart.set(xlabel='images a batch', ylabel='wrong images (%)')
+  chart.set_xticks(np.log2(batch_sizes), list(map(str, batch_sizes)))
+  chart.invert_xaxis()  # As in the paper.
+  chart.set_ylim(bottom=0)
+  digits.tidy(chart)
+
+
+def plot_curves(
+  records: Sequence[experiment.Record],
+  norms: Sequence[str],
+  name: str,
+  chart: axes.Axes,
+) -> None:
+  """Median over the seeds after each epoch, and the range as a band."""
+  for norm in norms:
+    curves = values(records, name, norm=norm)
+    epochs = np.arange(1, curves.shape[1] + 1)
+    line = {**digits.LINES[norm], 'marker': None}
+    chart.plot(epochs, np.median(curves, axis=0), **line)
+    chart.fill_between(
+      epochs,
+      curves.min(axis=0),
+      curves.max(axis=0),
+      color=line['color'],
+      alpha=0.15,
+      linewidth=0,
+    )
+  chart.set(xlabel='epoch', ylabel='wrong images (%)', yscale='log')
+  chart.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  chart.yaxis.set_major_formatter('{x:g}')
+  chart.yaxis.set_minor_locator(ticker.NullLocator())
+  chart.xaxis.get_major_locator().set_params(integer=True)
+  digits.tidy(chart)
+
+
+# --- The command --------------------------------------------------------------
+
+
+def define_flags() -> None:
+  """Defines the flags; whoever imports this file does not get them."""
+  define_training_flags('out/small_batch')
+  flags.DEFINE_bool(
+    'quick',
+    False,
+    'Only whether BN rises from batches of 32 to 2 by clearly more than GN, '
+    'in about a minute. It fails if not.',
+  )
+  flags.DEFINE_list('norms', list(NORMS), 'Some of ' + ', '.join(NORMS))
+  flags.DEFINE_list('batch_sizes', list(map(str, BATCH_SIZES)), 'Batch sizes.')
+  flags.DEFINE_integer(
+    'groups', 4, 'Groups of GN, a divisor of all widths.', lower_bound=1
+  )
+  flags.register_validator(
+    'norms',
+    lambda norms: norms and set(norms) <= set(NORMS),
+    f'must be some of {", ".join(NORMS)}.',
+  )
+  flags.register_multi_flags_validator(
+    ['batch_sizes', 'train_size'],
+    lambda given: (
+      are_positive(given['batch_sizes'])
+      and max(map(int, given['batch_sizes'])) <= given['train_size']
+    ),
+    'must be whole numbers from 1 to --train_size.',
+  )
+  flags.register_multi_flags_validator(
+    ['groups', 'widths'],
+    lambda given: all(int(w) % given['groups'] == 0 for w in given['widths']),
+    '--groups must divide all --widths.',
+  )
+
+
+def define_training_flags(output: str) -> None:
+  """The flags that `group_division.py` has too."""
+  defaults = inspect.signature(run_settings).parameters
+  experiment.define_flags(output, seeds=defaults['seeds'].default)
+  flags.DEFINE_enum(
+    'dataset',
+    'digits',
+    ['digits', *DOWNLOADS],
+    'digits comes with scikit-learn; others are downloaded by Keras.',
+  )
+  flags.DEFINE_integer(
+    'epochs',
+    defaults['epochs'].default,
+    'Passes over the images.',
+    lower_bound=1,
+  )
+  flags.DEFINE_integer(
+    'train_size',
+    defaults['train_size'].default,
+    'Images to train on.',
+    lower_bound=32,
+  )
+  flags.DEFINE_list(
+    'widths',
+    list(map(str, defaults['widths'].default)),
+    'Channels of each stage of the network.',
+  )
+  flags.DEFINE_float(
+    'learning_rate',
+    defaults['learning_rate'].default,
+    f'For {BASE} images a batch; linear in their number.',
+    lower_bound=0.0,
+  )
+  flags.DEFINE_float(
+    'contrast',
+    defaults['contrast'].default,
+    'The least part of its contrast that an image keeps; 1: all of it.',
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  flags.register_validator(
+    'widths', are_positive, 'must be whole numbers from 1.'
+  )
+  flags.register_multi_flags_validator(
+    ['dataset', 'train_size'],
+    lambda given: (
+      given['dataset'] != 'digits'
+      or given['train_size'] <= DIGITS - CLASSES_LEFT
+    ),
+    f'--train_size must leave some of the {DIGITS} digits to validate on.',
+  )
+
+
+def are_positive(numbers: Sequence[str]) -> bool:
+  """Whether these words are whole numbers from 1."""
+  return bool(numbers) and all(
+    number.isdecimal() and int(number) for number in numbers
+  )
+
+
+def training_options() -> dict[str, Any]:
+  """Those arguments of `run_settings` that `define_training_flags` asks for."""
+  options = flags.FLAGS
+  return {
+    'dataset': options.dataset,
+    'seeds': options.seeds,
+    'epochs': options.epochs,
+    'train_size': options.train_size,
+    'widths': tuple(map(int, options.widths)),
+    'learning_rate': options.learning_rate,
+    'contrast': options.contrast,
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'Flags only. Received: {" ".join(argv[1:])}')
+  options = flags.FLAGS
+  folder = experiment.output_folder()
+  if options.quick:
+    grid = run_settings(**QUICK)
+  else:
+    grid = run_settings(
+      **training_options(),
+      norms=options.norms,
+      batch_sizes=sorted(set(map(int, options.batch_sizes))),
+      groups=options.groups,
+    )
+  records = experiment.run_grid_of_flags(
+    train_run, grid, folder / RESULTS, describe=describe
+  )
+  print()
+  print(table(records))
+  print()
+  print(findings(records))
+  picture = folder / ('quick.png' if options.quick else PICTURE)
+  draw(records, picture)
+  print(f'Picture: {picture}')
+  if options.quick:
+    batch, group = (rise(records, norm, 2)[0] for norm in ('batch', 'group'))
+    if not min(batch, batch - group) >= QUICK_MARGIN:  # So that NaN fails too.
+      sys.exit(
+        'BN does not rise, or not clearly more than GN, from batches of '
+        f'{BASE} to 2. Received: BN {batch:+.2f} points, GN {group:+.2f}, '
+        f'where BN has to rise by {QUICK_MARGIN} and by that more than GN.'
+      )
+
+
+if __name__ == '__main__':
+  define_flags()
+  app.run(main)

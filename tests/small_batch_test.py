@@ -1,0 +1,116 @@
+"""Small batches harm BN and not GN; the experiment that shows it resumes."""
+
+import json
+import re
+import signal
+import time
+
+import numpy as np
+import pytest
+import small_batch
+
+import programs
+
+
+def test_main_finding_also_after_an_interruption(tmp_path):
+  command = ('small_batch', '--quick', f'--output={tmp_path}')
+  path = tmp_path / small_batch.RESULTS
+  process = programs.start(*command)
+  while process.poll() is None and not (path.exists() and path.read_text()):
+    time.sleep(0.1)
+  process.send_signal(signal.SIGINT)
+  interrupted = programs.finish(process)
+  assert interrupted.returncode == 130, interrupted.stderr
+  assert 'same command goes on' in interrupted.stderr
+  kept = path.read_text()
+  done = len(kept.splitlines())
+  assert 1 <= done < 4
+
+  result = programs.run(*command)
+  assert result.returncode == 0, result.stdout + result.stderr
+  assert f'{done} of 4 runs are in' in result.stdout
+  assert path.read_text().startswith(kept)
+  errors = {}
+  for line in path.read_text().splitlines():
+    record = json.loads(line)
+    settings = record['settings']
+    key = settings['norm'], settings['batch_size']
+    assert key not in errors
+    errors[key] = record['result']['error']
+  rises = {norm: errors[norm, 2] - errors[norm, 32] for norm, _ in errors}
+  assert rises['batch'] > rises['group'] + small_batch.QUICK_MARGIN
+  # What is printed are these numbers.
+  row = re.search(r'^\| Batch Norm .*$', result.stdout, re.MULTILINE)[0]
+  for size in (32, 2):
+    assert f' {errors["batch", size]:.2f} (' in row
+  assert programs.is_small_picture(tmp_path / 'quick.png')
+
+
+def test_a_model_used_again_starts_anew():
+  first, second = small_batch.run_settings(
+    norms=['batch'], batch_sizes=[32], seeds=2, epochs=1, train_size=64
+  )
+  # The second time it has been trained with another seed.
+  results = [small_batch.train_run(s) for s in (second, first, second)]
+  for result in results:
+    del result['seconds']
+  assert results[0] == results[2] != results[1]
+
+
+def test_data_do_not_depend_on_norm_and_batch_size():
+  images = np.random.default_rng(0).uniform(size=(64, 8, 8, 1))
+  images = images.astype('float32')
+  seen = []
+  for settings in small_batch.run_settings(
+    norms=['group', 'batch'], batch_sizes=[4, 32], seeds=1, epochs=2
+  ):
+    batches = small_batch.batches_of(images, np.arange(64), settings)
+    pixels, labels = zip(*batches.as_numpy_iterator(), strict=True)
+    assert {len(batch) for batch in labels} == {settings['batch_size']}
+    seen.append((np.concatenate(pixels), np.concatenate(labels)))
+  for pixels, labels in seen:
+    np.testing.assert_array_equal(pixels, seen[0][0])
+    np.testing.assert_array_equal(labels, seen[0][1])
+  # All images in each epoch, in another order and form, between 0 and 1.
+  pixels, labels = seen[0]
+  assert sorted(labels[:64]) == sorted(labels[64:]) == list(range(64))
+  assert (labels[:64] != labels[64:]).any()
+  by_label = [pixels[:64][labels[:64].argsort()]]
+  by_label.append(pixels[64:][labels[64:].argsort()])
+  assert (by_label[0] != by_label[1]).any(axis=(1, 2, 3)).all()
+  assert 0 <= pixels.min() and pixels.max() <= 1
+
+
+def test_transforms_do_not_follow_from_each_other():
+  bar = np.zeros((2048, 8, 8, 1), 'float32')
+  bar[:, 2:6, 3:5] = 1
+  transform = small_batch.transformation(contrast=1.0, seed=0)
+  for _ in range(2):
+    ink = transform(bar)[..., 0]
+    mass = ink.sum((1, 2))
+    steps = np.arange(8)
+    row = (ink * steps[:, None]).sum((1, 2)) / mass
+    column = (ink * steps).sum((1, 2)) / mass
+    assert min(each.std() for each in (mass, row, column)) > 0.1
+    correlations = np.corrcoef([mass, row, column])
+    np.testing.assert_allclose(correlations, np.eye(3), atol=0.15)
+
+
+def test_norms_are_those_of_the_paper():
+  x = np.random.default_rng(0).normal(3, 2, (2, 4, 4, 8)).astype('float32')
+  for norm, axes in {'layer': (1, 2, 3), 'instance': (1, 2)}.items():
+    y = small_batch.norm_factory(norm, None, 32)()(x).numpy()
+    np.testing.assert_allclose(y.mean(axes), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(axes), 1, atol=1e-3)
+  averages = small_batch.norm_factory('batch', None, 8)()
+  assert averages.momentum == pytest.approx(0.9**0.25)
+  assert small_batch.norm_factory('group', 4, 32)().groups == 4
+  assert small_batch.norm_factory('group', None, 32, 2)().group_size == 2
+
+
+@pytest.mark.parametrize(
+  'flag',
+  ['--norms=nothing', '--batch_sizes=2,0', '--groups=5', '--train_size=1797'],
+)
+def test_bad_flags(flag):
+  programs.check_bad_flag('small_batch', flag)
