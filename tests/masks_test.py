@@ -206,3 +206,21 @@ def test_the_mask_is_used_beside_other_tensors(generation):
   model = keras.Model([inputs, gamma], layer(embedding(inputs), gamma=gamma))
   y = model([tokens, np.full((3, 8), 2.0, 'float32')]).numpy()
   assert not np.any(y[tokens == 0]) and np.any(y)
+
+
+@pytest.mark.parametrize('gate_activation', ['sigmoid', 'tanh'])
+def test_a_gate_behind_the_mask(gate_activation):
+  x = tf.constant(np.random.default_rng(0).normal(1, 1, (1, 2, 8)), tf.float32)
+  gate = x + tf.constant([[[0.0], [np.nan]]])
+  with tf.GradientTape() as tape:
+    tape.watch(gate)
+    y = functional.head_norm(
+      x,
+      num_heads=2,
+      gate=gate,
+      gate_activation=gate_activation,
+      mask=np.array([[True, False]]),
+    )
+  dgate = tape.gradient(y, gate).numpy()
+  assert np.all(np.isfinite(y)) and np.all(y[:, 1] == 0)
+  assert np.all(dgate[:, 0] != 0) and np.all(dgate[:, 1] == 0)

@@ -198,36 +198,72 @@ def test_heads_with_means_apart(platform, as_on):
   np.testing.assert_allclose(y, wanted, rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize(
-  'dtype, bound', [('float32', 5e-6), ('float16', 2e-3), ('bfloat16', 2e-2)]
-)
-def test_products_of_a_tpu(dtype, bound, as_on, monkeypatch):
-  """A TPU rounds the operands of products to bfloat16; no result suffers."""
-  product, rounded = tf.tensordot, []
+@pytest.fixture
+def rounded_products(as_on, monkeypatch):
+  """The form for a TPU, with products whose operands are rounded as there."""
+  product, calls = tf.tensordot, []
 
   def as_on_a_tpu(a, b, axes):
-    rounded.append(a)
+    calls.append(a)
     a, b = (tf.cast(tf.cast(t, tf.bfloat16), tf.float32) for t in (a, b))
     return product(a, b, axes)
 
   as_on('TPU')
-  x, wanted = heads_apart(dtype)
-  dy = tf.cast(np.random.default_rng(1).normal(0, 1, x.shape), dtype)
-
-  def gradient():
-    with tf.GradientTape() as tape:
-      tape.watch(x)
-      y = functional.head_norm(x, num_heads=6, jit_compile=False)
-    return y, tape.gradient(y, x, dy)
-
-  exact = gradient()[1]
   monkeypatch.setattr(tf, 'tensordot', as_on_a_tpu)
-  y, dx = (tf.cast(t, tf.float64) for t in gradient())
-  assert rounded
-  np.testing.assert_allclose(y, wanted, rtol=0, atol=bound)
-  np.testing.assert_allclose(
-    dx, tf.cast(exact, tf.float64), rtol=0, atol=max(bound, 2e-5)
-  )
+  yield
+  assert calls
+
+
+def last_place(dtype, wanted):
+  """What rounding the result to `dtype` may change, and some more."""
+  digits, more = {
+    'float32': (24, 5e-6),
+    'float16': (11, 5e-6),
+    'bfloat16': (8, 1e-4),
+  }[dtype]
+  return 2.0**-digits * np.abs(wanted) + more
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_products_of_a_tpu(dtype, rounded_products):
+  x, wanted = heads_apart(dtype)
+  dy = np.random.default_rng(1).normal(0, 1, x.shape)
+  dy = tf.cast(dy, dtype)
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = functional.head_norm(x, num_heads=6, jit_compile=False)
+  dx = tf.cast(tape.gradient(y, x, dy), tf.float64)
+  error = np.abs(tf.cast(y, tf.float64) - wanted)
+  assert np.all(error <= last_place(dtype, wanted))
+
+  def heads(t):
+    return np.reshape(tf.cast(t, tf.float64), (-1, 1, 6, 80))
+
+  wanted = reference.closed_form(heads(x), np.ones((6, 80)), heads(dy))[1]
+  error = np.abs(heads(dx) - wanted)
+  assert np.all(error <= 2e-5 + last_place(dtype, wanted))
+  # The largest numbers, in one head, do not reach the others.
+  largest = tf.cast([float(x.dtype.max)], dtype)
+  x = tf.tensor_scatter_nd_update(x, [[0, 0, 5]], largest)
+  z = functional.head_norm(x, num_heads=6, jit_compile=False)
+  z, y = (tf.cast(t, tf.float32) for t in (z, y))
+  np.testing.assert_array_equal(z[..., 80:], y[..., 80:])
+
+
+@pytest.mark.parametrize('size', [64, 256, 1024])
+def test_two_outliers_on_a_tpu(size, rounded_products):
+  """Of the three elements of which it takes the middle one, but for bfloat16."""
+  dtype = 'bfloat16'
+  x = np.random.default_rng(0).normal(-40, 1, (5, 2, size))
+  x[..., 0] = x[..., size // 2] = 9984
+  x = tf.cast(x, dtype)
+  wide = tf.cast(x, tf.float64).numpy()
+  wanted = wide - wide.mean(-1, keepdims=True)
+  wanted /= np.sqrt(wide.var(-1, keepdims=True) + 1e-3)
+  flat = tf.reshape(x, (5, 2 * size))
+  y = functional.head_norm(flat, num_heads=2, jit_compile=False)
+  error = np.abs(np.reshape(tf.cast(y, tf.float64), wide.shape) - wanted)
+  assert np.all(error <= last_place(dtype, wanted))
 
 
 def test_pieces_are_whole():
@@ -240,14 +276,43 @@ def test_pieces_are_whole():
 
 
 @platforms
+@pytest.mark.parametrize('count', [1, 16])
 @pytest.mark.parametrize('rms', [False, True])
-def test_a_head_that_overflows(platform, rms, as_on):
+def test_a_head_that_overflows(platform, rms, count, as_on):
   """The squares of one head are infinite; the others do not notice."""
   as_on(platform)
   x = np.random.default_rng(0).normal(0, 1, (1, 3, 64)).astype('float32')
   alone = functional.head_norm(x, num_heads=4, rms=rms, jit_compile=True)
-  x[..., 16:32] *= 1e30
+  x[..., 16 : 16 + count] = 1e30
   y = functional.head_norm(x, num_heads=4, rms=rms, jit_compile=True)
   np.testing.assert_array_equal(y[..., :16], alone[..., :16])
   np.testing.assert_array_equal(y[..., 32:], alone[..., 32:])
   np.testing.assert_array_equal(y[..., 16:32], np.zeros((1, 3, 16)))
+
+
+@platforms
+def test_a_shared_gamma_of_unknown_rank(platform, as_on):
+  as_on(platform)
+  x = np.random.default_rng(0).normal(3, 2, (2, 3, 64)).astype('float32')
+  gamma = np.linspace(1, 2, 16, dtype='float32')
+  signature = [tf.TensorSpec([None, None, 64]), tf.TensorSpec(None)]
+
+  @tf.function(input_signature=signature, autograph=False)
+  def run(x, gamma):
+    return functional.head_norm(x, gamma, num_heads=4, per_head=False)
+
+  wide = x.astype('float64').reshape(2, 3, 4, 16)
+  wanted = wide - wide.mean(-1, keepdims=True)
+  wanted *= gamma / np.sqrt(wide.var(-1, keepdims=True) + 1e-3)
+  wanted = wanted.reshape(x.shape)
+  np.testing.assert_allclose(run(x, gamma), wanted, rtol=0, atol=1e-5)
+
+
+@platforms
+def test_masked_values_near_the_largest(platform, as_on):
+  as_on(platform)
+  rng = np.random.default_rng(0)
+  x = rng.normal(3e35, 1e33, (3, 60, 50, 6)).astype('float32')
+  mask = rng.random((3, 60, 50)) < 0.5
+  y = functional.group_norm(x, groups=2, mask=mask, jit_compile=True)
+  np.testing.assert_array_equal(y, np.zeros(x.shape))

@@ -546,6 +546,8 @@ def _normalize(
   mask, mask_axes = _mask(mask, layout, x)
   gate = _gate(gate, x)
   if gate is not None and before is not None:
+    # What a mask hides may be NaN, and would come back by the gradient.
+    gate = _where_valid(mask, mask_axes, gate)
     gate = before(tf.cast(gate, kernel.compute_dtype(gate.dtype)))
   y = kernel.normalize(
     x,
@@ -568,12 +570,16 @@ def _normalize(
   )
   if after is None:
     return y
-  y = after(y)
-  if mask is not None:
-    sizes = tf.shape(x)
-    sizes = [sizes[i] if i in mask_axes else 1 for i in range(x.shape.rank)]
-    y = tf.where(tf.reshape(mask, sizes), y, tf.zeros([], y.dtype))
-  return tf.cast(y, x.dtype)
+  return tf.cast(_where_valid(mask, mask_axes, after(y)), x.dtype)
+
+
+def _where_valid(mask, mask_axes, t: tf.Tensor) -> tf.Tensor:
+  """`t`, shaped as the input, with zeros where the mask is False."""
+  if mask is None:
+    return t
+  sizes = tf.shape(t)
+  sizes = [sizes[i] if i in mask_axes else 1 for i in range(t.shape.rank)]
+  return tf.where(tf.reshape(mask, sizes), t, tf.zeros([], t.dtype))
 
 
 # --- Public functions --------------------------------------------------------

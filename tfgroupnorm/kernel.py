@@ -47,7 +47,7 @@ _PRODUCTS = range(128, 3969)
 # a part of it first.
 _ROW = 8192
 
-# Most groups that a TPU adds up by products: each of them is a row of a matrix.
+# Most groups that a TPU adds up by products: a matrix has a column for each.
 _MOST_GROUPS = 256
 
 # Longest column that XLA:GPU is left to add up in one stage. It pads and copies
@@ -338,18 +338,17 @@ class _Lanes:
   number of a head back to each of them: 460 kilocycles forward on a v5e, not
   740; 1040 with heads of 256 features, not 5000.
 
-  TensorFlow's products round their operands to bfloat16 on a TPU. So they are
-  cut into pieces that bfloat16 holds exactly, whose sums are float32's.
+  TensorFlow's products round their operands to bfloat16 on a TPU, to 8 bits. So
+  they are cut into pieces: three hold a float32, two of them 16 bits. NaN or
+  infinity in one group reaches the others of its row, by 0 * NaN.
   """
 
   def __init__(self, groups: int, size: int):
     self.groups, self.size = groups, size
     # On the device: constants of this size would swell every graph.
-    channel = tf.range(groups * size)[:, tf.newaxis]
-    self._of_group = tf.cast(channel // size == tf.range(groups), tf.float32)
-    begin = size * tf.range(groups)
-    three = tf.concat([begin, begin + size // 2, begin + size - 1], 0)
-    self._of_three = tf.cast(channel == three, tf.float32)
+    self._channel = tf.range(groups * size)[:, tf.newaxis]
+    of_group = self._channel // size == tf.range(groups)
+    self._of_group = tf.cast(of_group, tf.float32)
 
   @staticmethod
   def pieces(t: tf.Tensor, count: int) -> list[tf.Tensor]:
@@ -370,15 +369,28 @@ class _Lanes:
       [tf.tensordot(piece, matrix, 1) for piece in self.pieces(t, count)]
     )
 
-  def mean(self, t: tf.Tensor, count: int) -> tf.Tensor:
-    """(..., groups * size) -> (..., groups), of `count` pieces."""
-    # An infinite square of one group would make the others NaN.
+  def mean(self, t: tf.Tensor, count: int = 2) -> tf.Tensor:
+    """(..., groups * size) -> (..., groups), of `count` pieces.
+
+    Two are enough for squares and gradients: what they leave out is random.
+    """
+    # What is infinite in one group would make the others NaN.
     t = tf.clip_by_value(t, -3e38, 3e38)
     return self._product(t, self._of_group, count) / self.size
 
-  def three(self, t: tf.Tensor, count: int) -> list[tf.Tensor]:
+  def mean_square(self, t: tf.Tensor) -> tf.Tensor:
+    """As `mean`, of the squares: infinite again where one of them was."""
+    mean = self.mean(t * t)
+    return tf.where(mean > 2.9e38 / self.size, math.inf, mean)
+
+  def three(self, t: tf.Tensor) -> list[tf.Tensor]:
     """(..., groups * size) -> 3 elements of each group, (..., groups) each."""
-    return tf.split(self._product(t, self._of_three, count), 3, -1)
+    begin = self.size * tf.range(self.groups)
+    places = [begin, begin + self.size // 2, begin + self.size - 1]
+    matrix = tf.cast(self._channel == tf.concat(places, 0), tf.float32)
+    # The largest numbers would be rounded to infinity.
+    t = tf.clip_by_value(t, -3.38e38, 3.38e38)
+    return tf.split(self._product(t, matrix, 3), 3, -1)
 
   def spread(self, s: tf.Tensor) -> tf.Tensor:
     """(..., groups) -> (..., groups * size)."""
@@ -405,16 +417,16 @@ def _after(t: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
   return t + tf.reduce_sum(zero)
 
 
-def _in_lanes(spec: Spec, x: tf.Tensor) -> bool:
-  """Whether groups lie on the last axis of `x` as `_Lanes` wants them."""
+def _in_lanes(spec: Spec, x: tf.Tensor) -> tuple[int, int] | None:
+  """`spec.view` if its groups lie on the last axis as `_Lanes` wants them."""
   if spec.platform != 'TPU' or spec.view is None or x.dtype == tf.float64:
-    return False
+    return None
   axis, groups = spec.view
-  return (
-    axis == x.shape.rank - 1
-    and spec.axes == (axis + 1,)
-    and 1 < groups <= min(_MOST_GROUPS, x.shape[axis] // 2)
-  )
+  if axis != x.shape.rank - 1 or spec.axes != (axis + 1,):
+    return None
+  if not 1 < groups <= min(_MOST_GROUPS, x.shape[axis] // 2):
+    return None
+  return axis, groups
 
 
 class _Operands:
@@ -431,9 +443,10 @@ class _Operands:
     self.dtype = compute_dtype(x.dtype)
     self.source = x
     self.dims = dims = _dims(x)
-    self.lanes = None
-    if _in_lanes(spec, x):
-      spec = self._enter_lanes(spec)
+    self.lanes: _Lanes | None = None
+    lanes = _in_lanes(spec, x)
+    if lanes:
+      spec = self._enter_lanes(spec, *lanes)
     viewed = spec.view is not None
     if spec.view:
       axis, groups = spec.view
@@ -447,8 +460,6 @@ class _Operands:
     # copy of the whole.
     self.narrow = self._reshaped(x)
     self.x = tf.cast(self.narrow, self.dtype)
-    # What holds a value of x, see `_Lanes`.
-    self.pieces = {tf.bfloat16: 1, tf.float16: 2}.get(x.dtype, 3)
     self.gate = None if gate is None else self.enter(gate)
     self.gamma = self._lay(gamma, spec.gamma_axes, self.dtype)
     self.beta = self._lay(beta, spec.beta_axes, self.dtype)
@@ -461,9 +472,8 @@ class _Operands:
       self.x = self.valid(self.x)
     self.channel_size = self._channel_size()
 
-  def _enter_lanes(self, spec: Spec) -> Spec:
+  def _enter_lanes(self, spec: Spec, axis: int, groups: int) -> Spec:
     """`spec` of `x` as it is: its last axis is split, and none reduced."""
-    axis, groups = spec.view
     self.lanes = _Lanes(groups, self.dims[axis] // groups)
 
     def moved(axes):
@@ -526,7 +536,7 @@ class _Operands:
     if self.spec.split is None:
       return t
     if self.lanes:
-      return self.lanes.mean(t, 2)
+      return self.lanes.mean(t)
     axis, groups = self.spec.split
     return tf.reduce_mean(_cut(t, axis, groups), axis + 1)
 
@@ -667,7 +677,8 @@ def _valid_mean(o: _Operands) -> tf.Tensor:
     # A GPU would read all of x for the smallest. It adds up in trees, whose
     # rounding errors are no larger.
     constant = tf.abs(largest - mean) <= 4e-6 * tf.abs(mean)
-  return tf.where(constant, largest, mean)
+  # Where the sum overflows, too, a finite number.
+  return tf.where(constant | ~tf.math.is_finite(mean), largest, mean)
 
 
 def _middle_of_three(o: _Operands) -> tf.Tensor:
@@ -679,7 +690,7 @@ def _middle_of_three(o: _Operands) -> tf.Tensor:
     return tf.cast(o.narrow[tuple(one)], o.dtype)
 
   if o.lanes:
-    a, b, c = o.lanes.three(o.x, o.pieces)
+    a, b, c = o.lanes.three(o.x)
   else:
     a, b, c = element(0), element(size // 2), element(size - 1)
   return tf.maximum(tf.minimum(a, b), tf.minimum(tf.maximum(a, b), c))
@@ -747,16 +758,21 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   """
   epsilon, size = o.spec.epsilon, o.channel_size
   if o.spec.rms:
+    if o.lanes:
+      return (tf.math.rsqrt(o.lanes.mean_square(o.x) + epsilon),)
     return (tf.math.rsqrt(o.mean(o.part_of_group(o.x * o.x)) + epsilon),)
   # In exact arithmetic the result does not depend on k: no gradient through it.
+  if o.lanes and o.source.dtype == tf.bfloat16:
+    # float32 holds the mean of such values to 1e-4 of a deviation, and that of
+    # equal ones exactly: one tensor less to spread.
+    mean = o.lanes.mean(o.x, 1)
+    d = o.x - o.spread(mean)
+    return mean, tf.math.rsqrt(o.lanes.mean_square(d) + epsilon)
   if o.lanes:
     k = tf.stop_gradient(_middle_of_three(o))
     d = o.x - o.spread(k)
-    delta, square = o.lanes.mean(d, o.pieces), o.mean(d * d)
+    delta, square = o.lanes.mean(d, 3), o.lanes.mean_square(d)
     rstd = tf.math.rsqrt(_variance(delta, square) + epsilon)
-    if o.pieces < 3:
-      # float32 holds the mean of narrower values: one tensor less to spread.
-      return k + delta, rstd
     return k, -delta * rstd, rstd
   if o.row and o.spec.platform in ('CPU', None):
     # It is read twice, but so it is by these platforms for two sums.
@@ -1091,13 +1107,12 @@ def _form(spec: Spec, run: Callable, x: tf.Tensor) -> Spec:
   return dataclasses.replace(spec, platform=platform)
 
 
-def _for_each_group(spec: Spec, gamma, beta):
+def _for_each_group(spec: Spec, axis: int, groups: int, gamma, beta):
   """`spec`, `gamma` and `beta`, these repeated where all groups share them."""
-  axis, groups = spec.view
   spans, results = [], []
   for p, axes in ((gamma, spec.gamma_axes), (beta, spec.beta_axes)):
     if p is not None and axis not in axes:
-      p = tf.tile(p, [*[1] * (p.shape.rank - 1), groups])
+      p = tf.tile(p, [*[1] * (len(axes) - 1), groups])
       axes = (*axes[:-1], axis, axis + 1)
     spans.append(axes)
     results.append(p)
@@ -1226,8 +1241,9 @@ def normalize(
   else:
     run = _runner(jit_compile, spec, x)
     spec = _form(spec, run, x)
-    if _in_lanes(spec, x):
-      spec, gamma, beta = _for_each_group(spec, gamma, beta)
+    lanes = _in_lanes(spec, x)
+    if lanes:
+      spec, gamma, beta = _for_each_group(spec, *lanes, gamma, beta)
     attach = _differentiable if tf.executing_eagerly() else differentiable
     y = attach(run, spec, mask, x, gamma, beta, gate)
   return y
