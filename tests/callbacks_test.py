@@ -277,6 +277,8 @@ def test_when(generation):
   assert first == 0 and 6 <= last <= 12
   together = steps(2, update_freq=1, compiled={'steps_per_execution': 3})
   assert len(together) == 5 and together[-1] - together[-2] == 3
+  uneven = steps(2, update_freq=1, compiled={'steps_per_execution': 4})
+  assert uneven == [0, 4, 6, 10, 12]
 
 
 class Timed(ActivationPercentiles):

@@ -252,7 +252,7 @@ def test_products_of_a_tpu(dtype, rounded_products):
 
 @pytest.mark.parametrize('size', [64, 256, 1024])
 def test_two_outliers_on_a_tpu(size, rounded_products):
-  """Of the three elements of which it takes the middle one, but for bfloat16."""
+  """Where the middle one of three elements is one of them."""
   dtype = 'bfloat16'
   x = np.random.default_rng(0).normal(-40, 1, (5, 2, size))
   x[..., 0] = x[..., size // 2] = 9984

@@ -15,6 +15,7 @@ from absl import logging
 
 import cases
 import reference
+import tfgroupnorm
 from tfgroupnorm import export_saved_model, functional, saving
 from tfgroupnorm import tf_keras as tf_keras_layers
 
@@ -402,6 +403,7 @@ def test_no_warmup_no_records(tmp_path):
       r'\(4, 6, 8\), dtype float64',
     ),
     (small, X[..., :7], ValueError, r'Received: shape \(4, 6, 7\)'),
+    (small, X[:0], ValueError, 'must hold something'),
   ],
 )
 def test_bad_warmup(make, warmup, error, message, tmp_path, monkeypatch):
@@ -498,6 +500,66 @@ def test_other_predictions(warmup, tmp_path):
   with pytest.raises(RuntimeError, match=r'Received: a difference of 1\.0e-02'):
     export_saved_model(model, tmp_path / '1', warmup=warmup)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('factor', [0, np.nan])
+def test_a_batch_that_tells_nothing(factor, tmp_path):
+  model = keras.Sequential([keras.Input((None, 8), name='x'), Eager()])
+  with pytest.raises(RuntimeError, match='Received: a difference of'):
+    export_saved_model(model, tmp_path / '1', warmup=X * np.float32(factor))
+
+
+class Tokens(keras.Model):
+  def __init__(self):
+    super().__init__()
+    self.table = keras.layers.Embedding(9, 8)
+    self.norm = tfgroupnorm.GroupNorm(2)
+
+  def call(self, tokens, other=None):
+    x = self.norm(self.table(tokens))
+    return x if other is None else x + tf.gather(x, other)
+
+
+def test_tokens_of_a_subclassed_model(tmp_path):
+  tokens = np.array([[1, 2, 3]], 'int32')
+  model = Tokens()
+  wanted = model(tokens)
+  export_saved_model(model, tmp_path / '1', warmup=tokens)
+  serve = tf.saved_model.load(tmp_path / '1').signatures['serving_default']
+  ((name, spec),) = serve.structured_input_signature[1].items()
+  assert spec.dtype == tf.int32
+  (y,) = serve(**{name: tf.constant(tokens)}).values()
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-6)
+
+
+class Gathers(keras.Model):
+  def __init__(self):
+    super().__init__()
+    self.norm = tfgroupnorm.GroupNorm(2)
+
+  def call(self, places):
+    return self.norm(tf.gather(tf.eye(8), places))
+
+
+def test_a_subclassed_model_whose_inputs_are_unknown(tmp_path):
+  model = Gathers()
+  model(np.array([[1, 2, 3]], 'int32'))
+  with pytest.raises(ValueError, match='Pass a batch of the right dtypes'):
+    export_saved_model(model, tmp_path / '1')
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  'name, error, message',
+  [
+    ('m[1]/1', ValueError, 'free of the characters'),
+    ('link', FileExistsError, 'A link is not replaced'),
+  ],
+)
+def test_paths_that_cannot_be_served(name, error, message, tmp_path):
+  (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
+  with pytest.raises(error, match=message):
+    export_saved_model(small(), tmp_path / name)
 
 
 def test_other_weights(tmp_path, monkeypatch):

@@ -282,11 +282,11 @@ def _check_percentiles(percentiles: Any) -> tuple[float, ...]:
 
 
 def _check_update_freq(update_freq: Any) -> int | str:
-  if update_freq in ('auto', 'epoch'):
-    return update_freq
-  if update_freq == 'batch':
-    return 1
   if isinstance(update_freq, str):
+    if update_freq in ('auto', 'epoch'):
+      return update_freq
+    if update_freq == 'batch':
+      return 1
     raise ValueError(
       '`update_freq` must be "auto", "epoch", "batch" or a number of steps. '
       f'Received: update_freq={update_freq!r}.'
@@ -329,6 +329,12 @@ def _check_data(data: Any) -> Any:
     )
 
   def convert(x):
+    if isinstance(x, (bool, int, float)):
+      raise TypeError(
+        '`data` must be one batch of inputs of the model: an array or a '
+        'tensor, or a list or dict of these. Received: a number, '
+        f'{x!r}, in a {type(data).__name__}. Convert it by `np.array`.'
+      )
     if isinstance(x, np.ndarray) and x.dtype.kind == 'f':
       x = x.astype(keras.backend.floatx())  # As `fit` does.
     return tf.convert_to_tensor(x)
@@ -443,7 +449,14 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._layers = _check_layers(layers)
     self.percentiles = _check_percentiles(percentiles)
     self.update_freq = _check_update_freq(update_freq)
-    if not isinstance(max_share, (int, float)) or not 0 < max_share <= 1:
+    if isinstance(max_share, bool) or not isinstance(
+      max_share, (int, float, np.floating)
+    ):
+      raise TypeError(
+        '`max_share` must be a number. Received: max_share='
+        f'{max_share!r} of type {type(max_share).__name__}. 0.02 is 2%.'
+      )
+    if not 0 < max_share <= 1:
       raise ValueError(
         '`max_share` must be a share of the training time, above 0 and at '
         f'most 1. Received: max_share={max_share!r}. 0.02 is 2%.'
@@ -512,7 +525,11 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   def on_train_batch_end(self, batch, logs=None):
     before = self._step
-    # One execution may have been several steps.
+    # One execution may have been several steps; the last one of an epoch fewer
+    # than Keras 3 says.
+    steps = (self.params or {}).get('steps')
+    if steps:
+      batch = min(batch, steps - 1)
     self._step += batch - self._batch
     self._batch = batch
     if self.update_freq == 'auto':
@@ -595,13 +612,13 @@ class ActivationPercentiles(keras.callbacks.Callback):
     start = time.perf_counter()
     if self._read is None:
       self._read = self._prepare()
-      self._records = {name: [] for name in self._chosen}
     if self.log_dir is not None and not self._writers:
       self._writers = _writers(self.log_dir, self.percentiles)
     ready = time.perf_counter()
     self._setup_seconds += ready - start
     for name, values in self._read().items():
-      self._records[name].append(self._percentiles_of(values.numpy()))
+      rows = self._records.setdefault(name, [])
+      rows.append(self._percentiles_of(values.numpy()))
     self._steps.append(self._step)
     self._write()
     self._record_seconds += time.perf_counter() - ready

@@ -76,7 +76,8 @@ def replace_batch_norm(
       channels in one group if groups would hold a single value. `"error"`:
       raise. `"skip"`: leave that BatchNormalization.
     verbose: Whether to print a table of what became what.
-    print_fn: Called with the table as text, instead of printing it.
+    print_fn: Called with the table as text, instead of printing it, whatever
+      `verbose` is.
 
   Returns:
     A new model, not compiled.
@@ -113,6 +114,11 @@ def replace_batch_norm(
       'common divisor with the channels.'
     )
   functional.check_bool('verbose', verbose)
+  if print_fn is not None and not callable(print_fn):
+    raise TypeError(
+      '`print_fn` must be a function of one text. Received: print_fn='
+      f'{print_fn!r}. Pass `logging.info`, for example.'
+    )
 
   found = [
     _Found(path, layer)
@@ -507,8 +513,8 @@ def _cannot_copy(layer: _Layer, problem: str) -> ValueError:
   )
   return ValueError(
     f'{type(layer).__name__} {layer.name!r} cannot be copied. Received: '
-    f'{problem} To have it converted, {remedy}; or write GroupNorm in its '
-    'code in place of BatchNormalization.'
+    f'{problem.rstrip(".")}. To have it converted, {remedy}; or write '
+    'GroupNorm in its code in place of BatchNormalization.'
   )
 
 

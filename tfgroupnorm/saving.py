@@ -74,7 +74,8 @@ def export_saved_model(
   automatic (or after their key in a dict): automatic names depend on what else
   the process has made. Outputs are called `output_0` and so on, or after their
   key in a dict. The batch may have any size, and so may all that is `None` in
-  the model's input. (A subclassed model has the sizes of its first call.)
+  the model's input. A subclassed model has the sizes of its first call; in
+  Keras 3 its inputs have the dtypes of `warmup`, or else the model's.
 
   Args:
     model: A built `keras.Model` or `tf_keras.Model`. Or a `tf.Module`: each
@@ -121,7 +122,7 @@ def export_saved_model(
   batches = _check_form(warmup)
   if batches:
     _prediction_log()
-  servable = _servable(model, jit_compile)
+  servable = _servable(model, jit_compile, batches)
   if servable.specs is not None:
     batches = _check_batches(batches, servable.specs)
 
@@ -130,9 +131,7 @@ def export_saved_model(
     tf.io.gfile.makedirs(folder)
   unfinished = os.path.join(folder, f'.{name}-{uuid.uuid4().hex}')
   try:
-    tf.saved_model.save(
-      servable.root, unfinished, signatures=servable.signatures
-    )
+    _save(servable, unfinished)
     if not jit_compile:
       _strip(unfinished)
     saved = _read(unfinished)
@@ -157,6 +156,20 @@ def export_saved_model(
     )
 
 
+def _save(servable: _Servable, folder: str) -> None:
+  try:
+    tf.saved_model.save(servable.root, folder, signatures=servable.signatures)
+  except (TypeError, ValueError) as error:
+    if not servable.guessed or servable.specs is None:
+      raise
+    raise ValueError(
+      'Of a subclassed model Keras 3 knows the shapes of its first argument, '
+      f'and no dtypes. Received: one that fails with '
+      f'{list(servable.specs.values())}. Pass a batch of the right dtypes as '
+      '`warmup`; or, with more arguments, serve it from a tf.Module.'
+    ) from error
+
+
 def _check_path(path: Any) -> str:
   if not isinstance(path, (str, os.PathLike)):
     raise TypeError(
@@ -169,6 +182,17 @@ def _check_path(path: Any) -> str:
     raise ValueError(
       '`path` must name a new folder. Received: path='
       f'{given!r}. Pass something like "models/digits/1".'
+    )
+  if set(path) & set('*?['):
+    # TensorFlow takes them for patterns, and reads no such folder.
+    raise ValueError(
+      '`path` must be free of the characters *, ? and [. Received: path='
+      f'{given!r}. Choose another name.'
+    )
+  if os.path.islink(path):
+    raise FileExistsError(
+      'A link is not replaced by a version. Received: path='
+      f'{given!r}. Pass the folder that it is to lead to, or remove it first.'
     )
   if tf.io.gfile.exists(path) and not (
     tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)
@@ -195,6 +219,7 @@ class _Servable:
     predict: Runs `serving_default` in memory, on tensors by input name.
     variables: All of the state, saved as `root.variables`; `None` if there may
       be more.
+    guessed: Whether of the inputs only the shapes of the first are known.
   """
 
   root: Any
@@ -202,6 +227,7 @@ class _Servable:
   specs: dict[str, tf.TensorSpec] | None
   predict: Callable[[dict[str, tf.Tensor]], Any]
   variables: list[tf.Variable] | None
+  guessed: bool = False
 
 
 class _Root(tf.Module):
@@ -216,12 +242,12 @@ class _Root(tf.Module):
   non_trainable_variables: Any = ()
 
 
-def _servable(model: Any, jit_compile: bool) -> _Servable:
+def _servable(model: Any, jit_compile: bool, batches: list[Any]) -> _Servable:
   for name in ('keras', 'tf_keras'):
     # A model of a Keras that was never imported cannot be.
     keras = sys.modules.get(name)
     if isinstance(model, getattr(keras, 'Model', ())):
-      return _keras_servable(model, name, jit_compile)
+      return _keras_servable(model, name, jit_compile, batches)
   if isinstance(model, tf.Module) and not hasattr(model, 'get_config'):
     return _module_servable(model)
   raise TypeError(
@@ -233,9 +259,12 @@ def _servable(model: Any, jit_compile: bool) -> _Servable:
 
 
 def _keras_servable(
-  model: Any, generation: str, jit_compile: bool
+  model: Any, generation: str, jit_compile: bool, batches: list[Any]
 ) -> _Servable:
   arguments = _named(_arguments(model, generation), model, generation)
+  guessed = generation == 'keras' and not getattr(model, 'inputs', None)
+  if guessed and batches:
+    arguments = _with_dtypes(arguments, batches[0])
   flat = tf.nest.flatten(arguments)
   variables = {}
   for kind in ('trainable_variables', 'non_trainable_variables'):
@@ -272,7 +301,21 @@ def _keras_servable(
     {spec.name: spec for spec in flat},
     predict,
     None if root.resources else list(root.variables),
+    guessed,
   )
+
+
+def _with_dtypes(arguments: list[Any], batch: Any) -> list[Any]:
+  """`arguments`, with the dtypes of a batch in which they occur."""
+
+  def like(spec):
+    values = batch.get(spec.name) if isinstance(batch, Mapping) else batch
+    if values is None:
+      return spec
+    dtype = tf.convert_to_tensor(values).dtype
+    return tf.TensorSpec(spec.shape, dtype, spec.name)
+
+  return tf.nest.map_structure(like, arguments)
 
 
 def _resources(model: Any) -> Iterator[Any]:
@@ -538,11 +581,17 @@ def _check_batch(
   if set(batch) != set(specs):
     raise ValueError(
       'A batch must have an array for each input. Received: a dict in '
-      f'`warmup` with the keys {sorted(batch)}, for the inputs {list(specs)}.'
+      f'`warmup` with the keys {list(batch)}, for the inputs {list(specs)}.'
     )
   tensors = {name: tf.convert_to_tensor(batch[name]) for name in specs}
   for name, spec in specs.items():
     tensor = tensors[name]
+    if 0 in tensor.shape:
+      raise ValueError(
+        'A batch must hold something, to warm a server up. Received: shape '
+        f'{_sizes(tensor.shape)} for the input {name!r} in `warmup`. Leave it '
+        'out.'
+      )
     # A server casts nothing.
     if tensor.dtype != spec.dtype or not spec.shape.is_compatible_with(
       tensor.shape
@@ -603,7 +652,13 @@ def _check_predictions(
   """Loads what was written, and runs it beside the model in memory."""
   loaded = _load(servable, folder)
   serve = loaded.signatures[DEFAULT]
-  for batch in batches or [_made_up(servable, specs)]:
+  # On made-up numbers too: a batch may be all zeros, say.
+  try:
+    batches = [*batches, _made_up(servable, specs)]
+  except ValueError:
+    if not batches:
+      raise
+  for batch in batches:
     wanted = _predictions(servable, batch)
     received = serve(**batch)
     worst = _difference(received, wanted)
