@@ -23,20 +23,20 @@ def rows(stdout):
 def test_group_division(tmp_path):
   result = programs.run(
     'group_division',
-    '--divisions=4,1',
-    '--widths=4,8',
-    '--epochs=4',
+    '--divisions=1',
+    '--widths=8,16',
+    '--epochs=6',
     '--train_size=512',
+    '--contrast=1',
     '--seeds=1',
-    '--learning_rate=0.2',
     f'--output={tmp_path}',
   )
   assert result.returncode == 0, result.stderr
   table = rows(result.stdout)
-  assert [row[1] for row in table] == ['4', '1 (LN)', '4', '1 (IN)']
+  assert [row[1] for row in table] == ['1 (LN)', '1 (IN)']
   # Better than guessing, which is wrong 90 times in 100, and not all alike.
   errors = [float(row[2].split()[0]) for row in table]
-  assert min(errors) < 75 and len(set(errors)) > 1
+  assert max(errors) < 80 and len(set(errors)) > 1
   assert programs.is_small_picture(tmp_path / group_division.PICTURE)
 
 
