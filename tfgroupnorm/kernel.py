@@ -963,8 +963,8 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     dx = dxhat - xhat * o.spread(mean_xhat)
     if not spec.rms:
       dx -= o.spread(o.mean(dxhat))
-    # Spread anew: 1650 kilocycles for a step of heads on a v5e, or 1240 in
-    # bfloat16, against 1730 and 1320 if the other is kept for this.
+    # Spread anew: 1650 kilocycles for a step of heads on a v5e, against 1730 if
+    # the other is kept for this.
     dx *= o.spread(_after(statistics[-1], mean_xhat))
   else:
     if spec.platform == 'GPU':
