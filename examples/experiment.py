@@ -12,6 +12,7 @@ rest. A run with any setting changed is another run.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -182,8 +183,10 @@ def run_grid(
       f'{len(waiting)} to go.',
       flush=True,
     )
-  with bar:
-    for record in _finished(train, waiting, workers or _cores()):
+  finished = _finished(train, waiting, workers or _cores())
+  # Closed at once when Ctrl-C strikes in the loop: only then do workers end.
+  with bar, contextlib.closing(finished):
+    for record in finished:
       _append(path, record)
       done[_key(record.settings)] = record
       bar.update()
