@@ -126,6 +126,24 @@ def test_interruption_keeps_what_was_finished(tmp_path, how):
   assert computed(tmp_path)[0] == [0, 1, 2, 3, 3]
 
 
+def test_interruption_between_two_results(tmp_path):
+  """It strikes where results are written, not where they are waited for."""
+
+  def interrupted(record):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    experiment.run_grid(
+      double,
+      grid_of(tmp_path, range(2), slow=1),
+      tmp_path / 'runs.jsonl',
+      describe=interrupted,
+      workers=2,
+    )
+  _, workers = computed(tmp_path)
+  assert not any(is_running(worker) for worker in workers)
+
+
 def wait_for(condition, process=None):
   """Waits until `condition()`, while the process runs, a minute at most."""
   for _ in range(600):
