@@ -488,6 +488,7 @@ def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
   # Without pyplot no display is looked for.
   picture = figure.Figure(figsize=(10, 4.2), dpi=110, layout='constrained')
   charts = picture.subplots(1, 3, width_ratios=(1.4, 1, 1))
+  charts[2].sharey(charts[1])
   norms = _present(records, 'norm', list(NORMS))
   batch_size = max(record.settings['batch_size'] for record in records)
   plot_errors(records, norms, charts[0])
@@ -499,7 +500,6 @@ def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
     plot_curves(
       experiment.select(records, batch_size=batch_size), norms, name, chart
     )
-  charts[1].sharey(charts[2])
   picture.legend(
     handles=charts[0].get_legend_handles_labels()[0],
     loc='outside lower center',
