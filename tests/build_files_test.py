@@ -29,3 +29,13 @@ def test_one_version():
   package = (ROOT / 'tfgroupnorm' / '__init__.py').read_text()
   version = re.search(r"^__version__ = '(.*)'$", package, re.MULTILINE)[1]
   assert f'    version = "{version}",\n)' in module
+
+
+def test_bazel_ignores_each_environment():
+  """TensorFlow ships Bazel files, which cannot be loaded here."""
+  makefile = (ROOT / 'Makefile').read_text()
+  environments = set(re.findall(r'^(\.venv[\w-]*)/', makefile, re.MULTILINE))
+  environments |= set(re.findall(r' (\.venv[\w-]*)/bin/pip', makefile))
+  assert len(environments) > 3
+  ignored = (ROOT / '.bazelignore').read_text().split()
+  assert environments <= set(ignored)
