@@ -45,7 +45,7 @@ lint: .venv/.test ## Check style and types
 consumers: .venv-consumers/.consumers ## Check that LiteRT, ONNX and OpenVINO run the models
 	.venv-consumers/bin/python -m pytest -q tests/consumers_check.py
 
-bench: .venv-bench/.bench ## Measure speed and memory; about 20 minutes
+bench: .venv-bench/.bench ## Measure speed and memory; takes a while, wants an idle machine
 	.venv-bench/bin/python benchmarks/xla_cost.py --write
 	.venv-bench/bin/python benchmarks/memory.py --write
 	.venv-bench/bin/python benchmarks/first_call.py --write

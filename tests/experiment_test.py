@@ -132,7 +132,8 @@ def test_interruption_between_two_results(tmp_path):
   def interrupted(record):
     raise KeyboardInterrupt
 
-  with pytest.raises(KeyboardInterrupt):
+  # Kept, as an interpreter keeps what it is about to print.
+  with pytest.raises(KeyboardInterrupt) as caught:
     experiment.run_grid(
       double,
       grid_of(tmp_path, range(2), slow=1),
@@ -140,6 +141,7 @@ def test_interruption_between_two_results(tmp_path):
       describe=interrupted,
       workers=2,
     )
+  assert caught.tb is not None
   _, workers = computed(tmp_path)
   assert not any(is_running(worker) for worker in workers)
 
