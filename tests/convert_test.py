@@ -386,7 +386,7 @@ def test_a_model_without_batch_norm_is_equal(generation):
   for make in (functional, sequential, nested, many_ends):
     model = make(keras, nothing)
     with warnings.catch_warnings():
-      warnings.simplefilter('error')  # Nothing to fine-tune.
+      warnings.simplefilter('error', UserWarning)  # Nothing to fine-tune.
       result = tfgroupnorm.replace_batch_norm(model, verbose=False)
     assert result is not model
     x = data(make)
@@ -647,7 +647,7 @@ def test_indivisible(generation, shape, options):
     tfgroupnorm.replace_batch_norm(model, on_indivisible='error', **options)
   assert 'on_indivisible="gcd"' in str(error.value)
   with warnings.catch_warnings():
-    warnings.simplefilter('error')
+    warnings.simplefilter('error', UserWarning)
     same = tfgroupnorm.replace_batch_norm(
       model, on_indivisible='skip', verbose=False, **options
     )

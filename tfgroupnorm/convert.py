@@ -380,7 +380,10 @@ class _Copier:
       each.finish()
     for layer in _parents_first(model):
       # To set it for a model sets it for all layers inside.
-      self._copies[id(layer)][1].trainable = layer.trainable
+      new = self._copies[id(layer)][1]
+      # The first Keras 3 does not tell the weights what is no change.
+      new.trainable = not layer.trainable
+      new.trainable = layer.trainable
     return result
 
   def copy(self, layer: _Layer) -> _Layer:
