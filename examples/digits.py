@@ -37,6 +37,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import experiment
 import keras
 import numpy as np
 import tensorflow as tf
@@ -455,6 +456,16 @@ def plot_digits(
       cell.set_xlabel(str(guesses[i]))
 
 
+def define_seed_flag() -> None:
+  flags.DEFINE_integer(
+    'seed',
+    0,
+    'Of the split, the weights and the order of the images.',
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+  )
+
+
 def define_flags() -> None:
   """Defines the flags; whoever imports this file does not get them."""
   flags.DEFINE_enum('norm', 'both', ['both', *NORMS], 'both: group and batch.')
@@ -468,13 +479,7 @@ def define_flags() -> None:
   flags.DEFINE_integer('epochs', 8, 'Passes over the data.', lower_bound=1)
   flags.DEFINE_integer('groups', 8, "GroupNorm's groups.", lower_bound=1)
   flags.DEFINE_string('output', 'out/digits', 'Folder for what is written.')
-  flags.DEFINE_integer(
-    'seed',
-    0,
-    'Of the split, the weights and the order of the images.',
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-  )
+  define_seed_flag()
   flags.register_validator(
     'groups',
     lambda groups: all(width % groups == 0 for width in WIDTHS),
@@ -489,11 +494,7 @@ def main(argv: Sequence[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   keras.utils.disable_interactive_logging()
   options = flags.FLAGS
-  folder = pathlib.Path(options.output)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    sys.exit(f'Cannot create the folder of --output: {error}')
+  folder = experiment.output_folder()
 
   digits = load_digits(options.seed)
   print(

@@ -22,11 +22,11 @@ import os
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import digits
+import experiment
 import keras
 import models
 import tensorflow as tf
@@ -163,13 +163,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'output', 'out/vgg_distributions', 'Folder for what is written.'
   )
-  flags.DEFINE_integer(
-    'seed',
-    0,
-    'Of the split, the weights and the order of the images.',
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-  )
+  digits.define_seed_flag()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -177,11 +171,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Flags only. Received: {" ".join(argv[1:])}')
   logging.set_verbosity(logging.WARNING)
   options = flags.FLAGS
-  folder = pathlib.Path(options.output)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    sys.exit(f'Cannot create the folder of --output: {error}')
+  folder = experiment.output_folder()
   data = digits.load_digits(options.seed)
   data = data._replace(
     train_images=enlarged(data.train_images),

@@ -8,7 +8,9 @@ maths and its validation to `functional`. They are mixed into
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,28 @@ from tfgroupnorm import functional
 
 # Where a user of each generation finds these layers.
 _HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
+
+
+def generations() -> list[Any]:
+  """The modules `keras` and `tf_keras`, as far as this process has them.
+
+  None is imported for this: who has a model of one has imported it.
+  """
+  modules = (sys.modules.get(name) for name in _HOMES)
+  return [module for module in modules if hasattr(module, 'layers')]
+
+
+def generation_of(model: Any) -> Any:
+  """The module in `generations` of which `model` is a model, or `None`."""
+  for module in generations():
+    if isinstance(model, module.Model):
+      return module
+  return None
+
+
+def layers_of(keras: Any) -> Any:
+  """The module that has the layers of this package for `keras`."""
+  return importlib.import_module(_HOMES[keras.__name__])
 
 
 def registered(keras, name: str):
@@ -228,11 +252,7 @@ class Norm(_AnyLayer):
 
 def _as_list(shape) -> list[int | None]:
   shape = tf.TensorShape(shape)
-  if shape.rank is None:
-    raise ValueError(
-      'The rank of the input must be known. Received: a tensor of unknown '
-      'rank. Call `tf.ensure_shape` with None for each unknown size.'
-    )
+  functional.check_rank(shape)
   return shape.as_list()
 
 

@@ -10,7 +10,6 @@ import difflib
 import functools
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,20 +51,14 @@ _LINES: tuple[dict[str, Any], ...] = (
 )
 
 
-def _kerases() -> list[Any]:
-  """The generations of Keras that are in use here."""
-  # Who has a model of tf-keras has imported it.
-  modules = [keras, sys.modules.get('tf_keras')]
-  return [module for module in modules if hasattr(module, 'layers')]
-
-
 def _is_layer(thing: Any) -> bool:
-  return any(isinstance(thing, module.layers.Layer) for module in _kerases())
+  kinds = tuple(module.layers.Layer for module in _layer.generations())
+  return isinstance(thing, kinds)
 
 
 def _is_norm(layer: Any) -> bool:
   kinds: list[type] = [_layer.Norm]
-  for module in _kerases():
+  for module in _layer.generations():
     kinds += [
       getattr(module.layers, name)
       for name in _KERAS_NORMS

@@ -10,25 +10,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import importlib
 import inspect
 import math
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import keras as keras3
 import tensorflow as tf
 
-from tfgroupnorm import functional
+from tfgroupnorm import _layer, functional
 
 # A layer or model, and either Keras; which one, a type checker cannot know.
 _Layer = Any
 _Keras = Any
 
-_LAYERS = {'keras': 'tfgroupnorm.layers', 'tf_keras': 'tfgroupnorm.tf_keras'}
 _CHOICES = ('gcd', 'error', 'skip')
 
 
@@ -147,15 +143,14 @@ def replace_batch_norm(
 
 
 def _generation_of(model: _Layer) -> _Keras:
-  """The module `keras` or `tf_keras`; the latter is not imported for this."""
-  for keras in (keras3, sys.modules.get('tf_keras')):
-    if keras is not None and isinstance(model, keras.Model):
-      return keras
-  raise TypeError(
-    '`model` must be a model of Keras 3 or tf-keras. Received: '
-    f'{type(model).__name__}. Put a layer into a keras.Sequential, with an '
-    'Input, to convert what is in it.'
-  )
+  keras = _layer.generation_of(model)
+  if keras is None:
+    raise TypeError(
+      '`model` must be a model of Keras 3 or tf-keras. Received: '
+      f'{type(model).__name__}. Put a layer into a keras.Sequential, with an '
+      'Input, to convert what is in it.'
+    )
+  return keras
 
 
 def _batch_norms(keras: _Keras) -> tuple[type, ...]:
@@ -342,9 +337,9 @@ class _Found:
     for name in ('beta', 'gamma'):
       for kind in ('initializer', 'regularizer', 'constraint'):
         options[f'{name}_{kind}'] = config[f'{name}_{kind}']
-    layers = importlib.import_module(_LAYERS[keras.__name__])
+    group_norm = _layer.layers_of(keras).GroupNorm
     try:
-      return layers.GroupNorm(axis=axis, **grouping, **options)
+      return group_norm(axis=axis, **grouping, **options)
     except ValueError as error:
       raise ValueError(
         f'BatchNormalization {self.path!r} cannot become a GroupNorm. {error}'

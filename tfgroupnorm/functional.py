@@ -437,16 +437,20 @@ def _as_tensor(x: Any, name: str) -> tf.Tensor:
   return tf.convert_to_tensor(x)
 
 
+def check_rank(shape: tf.TensorShape) -> None:
+  if shape.rank is None:
+    raise ValueError(
+      'The rank of the input must be known. Received: a tensor of unknown '
+      'rank. Call `tf.ensure_shape` with None for each unknown size.'
+    )
+
+
 def _input(x: Any) -> tf.Tensor:
   x = _as_tensor(x, 'x')
   check_real(x)
   if x.dtype.is_integer or x.dtype.is_bool:
     x = tf.cast(x, tf.float32)
-  if x.shape.rank is None:
-    raise ValueError(
-      'The rank of the input must be known. Received: a tensor of unknown '
-      'rank. Call `tf.ensure_shape` with None for each unknown size.'
-    )
+  check_rank(x.shape)
   return x
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import inspect
 import os
 import re
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,7 +24,7 @@ from absl import logging
 # The message of the file saved_model.pb, which TensorFlow has nowhere else.
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfgroupnorm import functional
+from tfgroupnorm import _layer, functional
 
 DEFAULT = 'serving_default'
 
@@ -89,10 +88,10 @@ def export_saved_model(
       will fail at the first request. Functions of a `tf.Module` are left as
       they were created.
     warmup: Example batches. The server runs them before the first request, and
-      they are what predictions are compared on. A batch is an array, or, for
+      predictions are compared on them too. A batch is an array, or, for
       more than one input, a dict from input names to arrays; give one, or a
       list of them. Needs `pip install "tfgroupnorm[serving]"`. `None`: no
-      records, and predictions are compared on made-up numbers.
+      records, and predictions are compared on made-up numbers alone.
 
   Raises:
     FileExistsError: If there is something at `path`.
@@ -243,11 +242,9 @@ class _Root(tf.Module):
 
 
 def _servable(model: Any, jit_compile: bool, batches: list[Any]) -> _Servable:
-  for name in ('keras', 'tf_keras'):
-    # A model of a Keras that was never imported cannot be.
-    keras = sys.modules.get(name)
-    if isinstance(model, getattr(keras, 'Model', ())):
-      return _keras_servable(model, name, jit_compile, batches)
+  keras = _layer.generation_of(model)
+  if keras is not None:
+    return _keras_servable(model, keras.__name__, jit_compile, batches)
   if isinstance(model, tf.Module) and not hasattr(model, 'get_config'):
     return _module_servable(model)
   raise TypeError(
@@ -347,7 +344,7 @@ def _arguments(model: Any, generation: str) -> list[Any]:
     return tf.nest.map_structure(lambda spec: spec, list(args))
   if getattr(model, 'inputs', None):
     structure = model.inputs
-    if isinstance(model, sys.modules['keras'].Sequential):
+    if isinstance(model, _layer.generation_of(model).Sequential):
       (structure,) = structure
     elif isinstance(model.input, (dict, list, tuple)):
       structure = model.input
@@ -652,7 +649,8 @@ def _check_predictions(
   """Loads what was written, and runs it beside the model in memory."""
   loaded = _load(servable, folder)
   serve = loaded.signatures[DEFAULT]
-  # On made-up numbers too: a batch may be all zeros, say.
+  # On made-up numbers too: a batch may be all zeros, say. Some models run on
+  # none, and are compared on the given batches alone.
   try:
     batches = [*batches, _made_up(servable, specs)]
   except ValueError:
