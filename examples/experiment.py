@@ -6,7 +6,8 @@ them. Each finished run is one line of a file,
     {"settings": {"batch_size": 2, ...}, "result": {"error": 7.9, ...}}
 
 so that whoever starts the same grid again gets what is there and computes the
-rest. A run with any setting changed is another run.
+rest. A run with any setting changed is another run. A change of the program is
+not noticed: what may be tuned there belongs into the settings too.
 """
 
 from __future__ import annotations
@@ -69,6 +70,18 @@ def summary(values: Iterable[float]) -> Summary:
   return Summary(statistics.median(values), min(values), max(values))
 
 
+def verdict(
+  differences: np.ndarray,
+  if_above: str = 'yes',
+  if_below: str = 'no, the opposite',
+  if_neither: str = 'seeds disagree',
+) -> str:
+  """Whether one thing is above another, where all seeds agree on it."""
+  if (differences > 0).all():
+    return if_above
+  return if_below if (differences < 0).all() else if_neither
+
+
 def select(records: Iterable[Record], **settings) -> list[Record]:
   """The records whose settings agree with all of `settings`."""
   return [
@@ -96,7 +109,8 @@ def restart(model: keras.Model, fresh: keras.Model) -> None:
   """
   model.set_weights(fresh.get_weights())
   for variable in model.optimizer.variables:
-    variable.assign(np.zeros(variable.shape))
+    if variable.name != 'learning_rate':
+      variable.assign(np.zeros(variable.shape))
 
 
 # --- The file -----------------------------------------------------------------

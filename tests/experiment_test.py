@@ -9,6 +9,8 @@ import sys
 import time
 
 import experiment
+import keras
+import numpy as np
 import pytest
 
 
@@ -178,6 +180,24 @@ def test_summaries():
     '|-----|------|',
     '| one | 2    |',
   ]
+
+
+def test_restart():
+  """As just compiled: other weights, no momentum, the same learning rate."""
+
+  def make():
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+
+  model, fresh = make(), make()
+  model.compile(keras.optimizers.SGD(0.1, momentum=0.9), loss='mse')
+  x, y = np.ones((4, 2)), np.ones((4, 1))
+  losses = []
+  for _ in range(2):
+    experiment.restart(model, fresh)
+    history = model.fit(x, y, epochs=3, verbose=0).history
+    losses.append(history['loss'])
+  assert losses[0] == losses[1] and losses[0][0] > losses[0][-1]
+  assert float(model.optimizer.learning_rate) == pytest.approx(0.1)
 
 
 def test_file_is_json_lines(tmp_path):

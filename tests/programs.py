@@ -31,11 +31,11 @@ def run(name, *flags):
   return finish(start(name, *flags))
 
 
-def check_bad_flag(name, flag):
-  """A bad flag ends the program with a message that names it."""
-  result = run(name, flag)
+def check_bad_flag(name, *given):
+  """The last of these flags ends the program with a message that names it."""
+  result = run(name, *given)
   assert result.returncode != 0
-  assert flag.split('=')[0].lstrip('-') in result.stderr
+  assert given[-1].split('=')[0].lstrip('-') in result.stderr
   assert 'Traceback' not in result.stderr
 
 

@@ -5,6 +5,9 @@ import re
 import signal
 import time
 
+import digits
+import experiment
+import keras
 import numpy as np
 import pytest
 import small_batch
@@ -108,9 +111,93 @@ def test_norms_are_those_of_the_paper():
   assert small_batch.norm_factory('group', None, 32, 2)().group_size == 2
 
 
+def test_other_datasets(monkeypatch):
+  """As Keras would bring them; of these all may be trained on."""
+  rng = np.random.default_rng(0)
+
+  def load_data():
+    return tuple(
+      (
+        rng.integers(256, size=(count, 8, 8, 3), dtype=np.uint8),
+        np.arange(count)[:, np.newaxis] % 10,
+      )
+      for count in (96, 40)
+    )
+
+  monkeypatch.setattr(keras.datasets.cifar10, 'load_data', load_data)
+  for train_size in (64, 96):
+    data = small_batch.load_data('cifar10', train_size, seed=0)
+    assert data.train_images.shape == (train_size, 8, 8, 3)
+    assert data.test_images.shape == (40, 8, 8, 3)
+    assert 0 <= data.train_images.min() < 0.1 < 0.9 < data.train_images.max()
+    assert data.train_images.max() <= 1
+    assert np.bincount(data.train_labels).min() >= train_size // 10
+  (settings,) = small_batch.run_settings(
+    dataset='cifar10',
+    norms=['group'],
+    batch_sizes=[32],
+    seeds=1,
+    epochs=1,
+    train_size=64,
+    widths=[8],
+  )
+  result = small_batch.train_run(settings)
+  assert 0 < result['error'] <= 100 and np.isfinite(result['train_loss'])
+
+
+@pytest.mark.parametrize('count, copies', [(40, 8), (2000, 4), (9000, 1)])
+def test_images_to_validate_on(count, copies):
+  data = digits.Digits(
+    None, np.full((count, 2, 2, 1), 0.5, 'f'), None, np.arange(count)
+  )
+  images, labels = small_batch.validation_images(
+    data, {'contrast': 1.0, 'seed': 0}
+  )
+  assert images.shape == (copies * count, 2, 2, 1)
+  np.testing.assert_array_equal(labels, np.repeat(np.arange(count), copies))
+
+
+def test_another_experiment_is_not_resumed(monkeypatch):
+  before = small_batch.run_settings(seeds=1)
+  monkeypatch.setattr(small_batch, 'ROTATION', 0.1)
+  after = small_batch.run_settings(seeds=1)
+  assert all(settings not in after for settings in before)
+
+
 @pytest.mark.parametrize(
-  'flag',
-  ['--norms=nothing', '--batch_sizes=2,0', '--groups=5', '--train_size=1797'],
+  'differences, said',
+  [
+    ([1.0, 2.0], 'yes'),
+    ([-1.0, -2.0], 'no, the opposite'),
+    ([1.0, -2.0], 'seeds disagree'),
+  ],
 )
-def test_bad_flags(flag):
-  programs.check_bad_flag('small_batch', flag)
+def test_findings(differences, said):
+  """BN at 2 images is above BN at 32, in all seeds, in none, in some."""
+  records = [
+    experiment.Record(
+      {'norm': 'batch', 'batch_size': size, 'seed': seed},
+      {'error': 5.0 + (difference if size == 2 else 0.0), 'train_error': 1.0},
+    )
+    for seed, difference in enumerate(differences)
+    for size in (2, 32)
+  ]
+  (line,) = small_batch.findings(records).splitlines()[2:]
+  claim, points, verdict = (cell.strip() for cell in line.split('|')[1:-1])
+  assert claim == 'BN at 2 is above BN at 32' and verdict == said
+  assert points.startswith(f'{np.median(differences):+.2f} (')
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ['--norms=nothing'],
+    ['--batch_sizes=2,0'],
+    ['--groups=5'],
+    ['--train_size=1797'],
+    ['--dataset=cifar10', '--train_size=49999'],
+    ['--quick', '--epochs=3'],
+  ],
+)
+def test_bad_flags(flags):
+  programs.check_bad_flag('small_batch', *flags)
