@@ -281,6 +281,25 @@ def test_when(generation):
   assert uneven == [0, 4, 6, 10, 12]
 
 
+@pytest.mark.parametrize('update_freq', ['auto', 'epoch', 1])
+# Keras says so of a dataset without batches.
+@pytest.mark.filterwarnings('ignore:Your input ran out of data')
+def test_training_without_steps(update_freq):
+  """Nothing to record of a model that is not built; tf-keras rejects it."""
+  x, y = data(8)
+  model = keras.Sequential(block(keras, tfgroupnorm))
+  compile_model(model, keras)
+  watching = ActivationPercentiles(x, update_freq=update_freq)
+  model.fit(x, y, epochs=0, callbacks=[watching])
+  nothing = tf.data.Dataset.from_tensors((x, y)).take(0)
+  model.fit(nothing, shuffle=False, verbose=0, callbacks=[watching])
+  assert not watching.history and not watching.steps.size
+  assert watching.share == 0
+  # It follows the training that comes.
+  fit(model, watching, epochs=1)
+  assert watching.steps[-1] > 0
+
+
 class Timed(ActivationPercentiles):
   """Measured from outside."""
 

@@ -535,11 +535,11 @@ class ActivationPercentiles(keras.callbacks.Callback):
       self._record()
 
   def on_epoch_end(self, epoch, logs=None):
-    if self.update_freq == 'epoch' and self._step not in self._steps[-1:]:
+    if self.update_freq == 'epoch' and self._unrecorded():
       self._record()
 
   def on_train_end(self, logs=None):
-    if self.update_freq == 'auto' and self._step not in self._steps[-1:]:
+    if self.update_freq == 'auto' and self._unrecorded():
       # Whatever it costs, so as not to leave its second half without one.
       if 2 * self._steps[-1] < self._step or self._allowed(records=1):
         self._record()
@@ -563,6 +563,10 @@ class ActivationPercentiles(keras.callbacks.Callback):
     return False
 
   # --- When -------------------------------------------------------------------
+
+  def _unrecorded(self) -> bool:
+    """Whether there were steps since the last record."""
+    return self._step > (self._steps[-1] if self._steps else 0)
 
   def _seconds(self) -> float:
     """Spent in `fit` so far, with our own time."""
