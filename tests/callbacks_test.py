@@ -77,6 +77,16 @@ def features(model, layer, x):
   return np.asarray(reader(x, training=False))
 
 
+def two_inputs(module, declare):
+  """A model whose inputs are not in the order of their names."""
+  inputs = [module.Input((4,), name='zeta'), module.Input((6,), name='alpha')]
+  x = module.layers.Concatenate()(inputs)
+  x = module.layers.LayerNormalization(name='norm')(x)
+  model = module.Model(declare(*inputs), module.layers.Dense(1)(x))
+  model.compile(module.optimizers.SGD(0.0), 'mse')
+  return model
+
+
 def snapshots(module, layers, x):
   """A callback that keeps percentiles in `rows`, in the plainest way."""
 
@@ -220,6 +230,63 @@ def test_which_layers(generation):
   np.testing.assert_allclose(
     watching.history['norm'][-1], np.percentile(given, PERCENTILES), rtol=1e-3
   )
+
+
+DECLARED = {
+  'list': lambda zeta, alpha: [zeta, alpha],
+  'tuple': lambda zeta, alpha: (zeta, alpha),
+  'dict': lambda zeta, alpha: {'zeta': zeta, 'alpha': alpha},
+  # Where they differ, the keys count.
+  'keys': lambda zeta, alpha: {'first': zeta, 'second': alpha},
+}
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('declared', DECLARED)
+@pytest.mark.filterwarnings('ignore:When providing `inputs` as a dict')
+def test_inputs_by_name(generation, declared):
+  """A dict is taken as `fit` takes it, however the inputs were declared."""
+  module = importlib.import_module(generation)
+  rng = np.random.default_rng(0)
+  zeta = rng.normal(0, 1, (8, 4)).astype('float32')
+  alpha = rng.normal(5, 3, (8, 6)).astype('float32')
+  targets = np.zeros((8, 1), 'float32')
+  wanted = np.percentile(
+    module.layers.LayerNormalization()(np.concatenate([zeta, alpha], 1)),
+    PERCENTILES,
+  )
+  a, b = ('first', 'second') if declared == 'keys' else ('zeta', 'alpha')
+  model = two_inputs(module, DECLARED[declared])
+  for x in [{a: zeta, b: alpha}, {b: alpha, a: zeta}]:
+    watching = ActivationPercentiles(x)
+    model.fit(x, targets, verbose=0, callbacks=[watching])
+    np.testing.assert_allclose(watching.history['norm'][0], wanted, rtol=1e-4)
+  for bad, message in [
+    ({a: zeta, 'beta': alpha}, f"of '{a}', 'beta', without '{b}'"),
+    ({a: zeta}, f"a dict of '{a}', without '{b}'"),
+    ({a: alpha, b: zeta}, r'Received: shape \(8, [46]\), \(8, [46]\)'),
+  ]:
+    with pytest.raises(ValueError, match=f'^`data` must.*{message}'):
+      model.fit(x, targets, verbose=0, callbacks=[ActivationPercentiles(bad)])
+
+
+@cases.both_kerases
+@pytest.mark.filterwarnings('ignore:(?s).*The structure of `inputs`')
+def test_sequential_input_by_name(generation):
+  module = importlib.import_module(generation)
+  model = module.Sequential(
+    [
+      module.Input((4,), name='zeta'),
+      module.layers.LayerNormalization(name='norm'),
+    ]
+  )
+  model.compile('sgd', 'mse')
+  x = np.ones((8, 4), 'float32')
+  watching = ActivationPercentiles({'zeta': x})
+  model.fit({'zeta': x}, x, verbose=0, callbacks=[watching])
+  assert len(watching.history['norm'])
+  with pytest.raises(ValueError, match="a dict of 'eta', without 'zeta'"):
+    model.fit(x, x, verbose=0, callbacks=[ActivationPercentiles({'eta': x})])
 
 
 @cases.both_kerases

@@ -335,11 +335,34 @@ def _check_data(data: Any) -> Any:
   return tf.nest.map_structure(convert, data)
 
 
+def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
+  """What Keras takes from `data`, in the order of `model.inputs`."""
+  try:
+    declared = model.input
+  except (AttributeError, ValueError):  # Keras 3's Sequential has none.
+    declared = None
+  names = (
+    sorted(declared)
+    if isinstance(declared, dict)
+    else [x.name for x in model.inputs]
+  )
+  missing = [name for name in names if name not in data]
+  if missing:
+    raise ValueError(
+      '`data` must have each input of the model by its name. Received: a dict '
+      f'of {", ".join(map(repr, data))}, without '
+      f'{", ".join(map(repr, missing))}.'
+    )
+  return [data[name] for name in names]
+
+
 def _check_fits(data: Any, model: Any) -> None:
   """Compares shapes, where the model is one that knows its inputs."""
   wanted = getattr(model, 'inputs', None)
   if not wanted:
     return
+  if isinstance(data, dict):
+    data = _by_name(data, model)
   given = tf.nest.flatten(data)
   shapes = [tuple(x.shape) for x in given]
   expected = [tuple(x.shape) for x in wanted]
