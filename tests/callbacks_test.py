@@ -290,6 +290,23 @@ def test_sequential_input_by_name(generation):
 
 
 @cases.both_kerases
+@pytest.mark.parametrize('wanted, given', [((1,), (8,)), ((6,), (8, 6, 1))])
+def test_last_axis_of_one(generation, wanted, given):
+  """Keras adds and drops it, so that columns of a table fit."""
+  module = importlib.import_module(generation)
+  inputs = module.Input(wanted)
+  norm = module.layers.BatchNormalization(name='norm')
+  model = module.Model(inputs, module.layers.Dense(1)(norm(inputs)))
+  model.compile('sgd', 'mse')
+  x = np.random.default_rng(0).normal(size=given).astype('float32')
+  watching = ActivationPercentiles(x)
+  model.fit(x, np.zeros((8, 1)), verbose=0, callbacks=[watching])
+  np.testing.assert_allclose(
+    watching.history['norm'][0], np.percentile(x, PERCENTILES), rtol=2e-3
+  )
+
+
+@cases.both_kerases
 def test_subclassed_models(generation):
   """They have no graph of layers, and are built by the first step."""
   module = importlib.import_module(generation)

@@ -356,6 +356,13 @@ def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
   return [data[name] for name in names]
 
 
+def _fits(given: tuple[int, ...], wanted: tf.TensorShape) -> bool:
+  shapes = [given, (*given, 1)]  # Keras adds and drops a last axis of one.
+  if given[-1:] == (1,):
+    shapes.append(given[:-1])
+  return any(wanted.is_compatible_with(shape) for shape in shapes)
+
+
 def _check_fits(data: Any, model: Any) -> None:
   """Compares shapes, where the model is one that knows its inputs."""
   wanted = getattr(model, 'inputs', None)
@@ -367,8 +374,7 @@ def _check_fits(data: Any, model: Any) -> None:
   shapes = [tuple(x.shape) for x in given]
   expected = [tuple(x.shape) for x in wanted]
   if len(given) != len(wanted) or not all(
-    tf.TensorShape(a).is_compatible_with(b)
-    for a, b in zip(shapes, expected, strict=True)
+    _fits(a, tf.TensorShape(b)) for a, b in zip(shapes, expected, strict=True)
   ):
     raise ValueError(
       '`data` must be a batch of inputs of the model, which has inputs of '
