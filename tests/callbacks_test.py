@@ -4,6 +4,7 @@ import builtins
 import importlib
 import random
 import time
+import types
 
 import keras
 import numpy as np
@@ -590,6 +591,85 @@ def test_tensorboard(generation, tmp_path, monkeypatch):
       for step, row in zip([0, 2, 4, 6], rows, strict=True)
     }
     assert len(wanted) == 8 and runs[f'p{each}'] == pytest.approx(wanted)
+
+
+@cases.both_kerases
+def test_interrupted_training(generation, tmp_path, monkeypatch):
+  """Its time and records count, and are not mixed with what comes after."""
+  module = importlib.import_module(generation)
+  now = [0.0]
+  clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+  monkeypatch.setattr(callbacks, 'time', clock)
+  written = []
+
+  class Interrupting(module.callbacks.Callback):
+    """A step takes a second; the fifth is not finished, the first time."""
+
+    def on_train_begin(self, logs=None):
+      if now[0] > 9000:
+        written.append(scalars(tmp_path / 'p1'))
+
+    def on_train_batch_begin(self, batch, logs=None):
+      now[0] += 1
+      if batch == 4 and now[0] < 9000:
+        raise KeyboardInterrupt
+
+  class Slow(ActivationPercentiles):
+    """Prepares for long."""
+
+    def _prepare(self):
+      now[0] += 1000
+      return super()._prepare()
+
+    def _percentiles_of(self, values):
+      now[0] += 1e-4
+      return super()._percentiles_of(values)
+
+  x, _ = data(8)
+  watching = Slow(x, 'group', log_dir=tmp_path)
+  model = make_model(generation)
+  with pytest.raises(KeyboardInterrupt):
+    fit(model, watching, Interrupting())
+  first = watching.history['group']
+  assert watching.steps.tolist() == list(range(5))
+  own = 1000 + 5e-4
+  np.testing.assert_allclose(watching.share, own / (own + 4))
+  now[0] += 10_000
+  np.testing.assert_allclose(watching.share, own / (own + 4))
+  fit(model, watching, Interrupting())
+  # As often as can be afforded: at each step, when they are so cheap.
+  assert watching.steps.tolist() == list(range(17))
+  np.testing.assert_array_equal(watching.history['group'][:5], first)
+  own = 1000 + 17e-4
+  np.testing.assert_allclose(watching.share, own / (own + 4 + 12))
+  # What was recorded was on disk when the second training began.
+  assert [step for step, _ in written[0]] == list(range(5))
+
+
+@cases.both_kerases
+def test_interrupted_record(generation, monkeypatch):
+  """Of a record there is all or nothing."""
+  x, _ = data(8)
+  watching = ActivationPercentiles(x, ['conv', 'group'], update_freq=1)
+  percentiles_of = watching._percentiles_of
+  calls = []
+
+  def interrupted(values):
+    calls.append(values)
+    if len(calls) == 4:
+      raise KeyboardInterrupt
+    return percentiles_of(values)
+
+  monkeypatch.setattr(watching, '_percentiles_of', interrupted)
+  model = make_model(generation)
+  with pytest.raises(KeyboardInterrupt):
+    fit(model, watching, epochs=1)
+  assert watching.steps.tolist() == [0]
+  fit(model, watching, epochs=1)
+  assert watching.steps.tolist() == [0, *range(2, 8)]
+  for rows in watching.history.values():
+    assert rows.shape == (7, 4)
+  assert 0 < watching.share < 1
 
 
 def test_figure(tmp_path):
