@@ -672,6 +672,64 @@ def test_interrupted_record(generation, monkeypatch):
   assert 0 < watching.share < 1
 
 
+@cases.both_kerases
+@pytest.mark.parametrize('eager', [False, True])
+@pytest.mark.parametrize('error', [KeyboardInterrupt, RuntimeError])
+def test_interrupted_model(generation, eager, error):
+  """Left as it was, wherever in it a record broke off."""
+  module = importlib.import_module(generation)
+  ours = cases.layers_of(generation)
+
+  class Trap(module.layers.Layer):
+    armed = False
+
+    def build(self, shape):
+      self.calls = self.add_weight(
+        name='calls', shape=(), initializer='zeros', trainable=False
+      )
+      super().build(shape)
+
+    def call(self, x):
+      self.calls.assign(self.calls + 1)
+      if self.armed:
+        raise error('trapped')
+      return x
+
+  def run(*watching):
+    module.utils.set_random_seed(0)
+    model = module.Sequential(
+      [module.Input((6, 6, 4)), *block(module, ours)[:4], Trap(name='trap')]
+    )
+    for layer in block(module, ours)[4:]:
+      model.add(layer)
+    compile_model(model, module, run_eagerly=eager)
+    trap = model.get_layer('trap')
+    if watching:
+      trap.armed = True
+      before = [set(vars(layer)) for layer in model.layers]
+      weights = model.get_weights()
+      with pytest.raises((KeyboardInterrupt, ValueError), match='trapped'):
+        fit(model, *watching, epochs=1)
+      trap.armed = False
+      # What was put around the layers is gone.
+      assert [set(vars(layer)) for layer in model.layers] == before
+      for a, b in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    history = fit(model, *watching, count=24, epochs=2)
+    assert trap.calls.numpy() == 2 * 3
+    return history, model.get_weights()
+
+  x, _ = data(8)
+  watching = ActivationPercentiles(x, update_freq=2)
+  history, weights = run()
+  history_then, weights_then = run(watching)
+  assert history_then == history
+  for a, b in zip(weights, weights_then, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert watching.steps.tolist() == [0, 2, 4, 6]
+  assert list(watching.history) == ['group', 'batch']
+
+
 def test_figure(tmp_path):
   x, _ = data(8)
   watching = ActivationPercentiles(x, update_freq=2)
