@@ -4,6 +4,7 @@ import builtins
 import importlib
 import random
 import time
+import types
 
 import keras
 import numpy as np
@@ -75,6 +76,16 @@ def features(model, layer, x):
   module = keras if isinstance(model, keras.Model) else tf_keras
   reader = module.Model(model.inputs[0], model.get_layer(layer).output)
   return np.asarray(reader(x, training=False))
+
+
+def two_inputs(module, declare):
+  """A model whose inputs are not in the order of their names."""
+  inputs = [module.Input((4,), name='zeta'), module.Input((6,), name='alpha')]
+  x = module.layers.Concatenate()(inputs)
+  x = module.layers.LayerNormalization(name='norm')(x)
+  model = module.Model(declare(*inputs), module.layers.Dense(1)(x))
+  model.compile(module.optimizers.SGD(0.0), 'mse')
+  return model
 
 
 def snapshots(module, layers, x):
@@ -222,6 +233,80 @@ def test_which_layers(generation):
   )
 
 
+DECLARED = {
+  'list': lambda zeta, alpha: [zeta, alpha],
+  'tuple': lambda zeta, alpha: (zeta, alpha),
+  'dict': lambda zeta, alpha: {'zeta': zeta, 'alpha': alpha},
+  # Where they differ, the keys count.
+  'keys': lambda zeta, alpha: {'first': zeta, 'second': alpha},
+}
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('declared', DECLARED)
+@pytest.mark.filterwarnings('ignore:When providing `inputs` as a dict')
+def test_inputs_by_name(generation, declared):
+  """A dict is taken as `fit` takes it, however the inputs were declared."""
+  module = importlib.import_module(generation)
+  rng = np.random.default_rng(0)
+  zeta = rng.normal(0, 1, (8, 4)).astype('float32')
+  alpha = rng.normal(5, 3, (8, 6)).astype('float32')
+  targets = np.zeros((8, 1), 'float32')
+  wanted = np.percentile(
+    module.layers.LayerNormalization()(np.concatenate([zeta, alpha], 1)),
+    PERCENTILES,
+  )
+  a, b = ('first', 'second') if declared == 'keys' else ('zeta', 'alpha')
+  model = two_inputs(module, DECLARED[declared])
+  for x in [{a: zeta, b: alpha}, {b: alpha, a: zeta}]:
+    watching = ActivationPercentiles(x)
+    model.fit(x, targets, verbose=0, callbacks=[watching])
+    np.testing.assert_allclose(watching.history['norm'][0], wanted, rtol=1e-4)
+  for bad, message in [
+    ({a: zeta, 'beta': alpha}, f"of '{a}', 'beta', without '{b}'"),
+    ({a: zeta}, f"a dict of '{a}', without '{b}'"),
+    ({a: alpha, b: zeta}, r'Received: shape \(8, [46]\), \(8, [46]\)'),
+  ]:
+    with pytest.raises(ValueError, match=f'^`data` must.*{message}'):
+      model.fit(x, targets, verbose=0, callbacks=[ActivationPercentiles(bad)])
+
+
+@cases.both_kerases
+@pytest.mark.filterwarnings('ignore:(?s).*The structure of `inputs`')
+def test_sequential_input_by_name(generation):
+  module = importlib.import_module(generation)
+  model = module.Sequential(
+    [
+      module.Input((4,), name='zeta'),
+      module.layers.LayerNormalization(name='norm'),
+    ]
+  )
+  model.compile('sgd', 'mse')
+  x = np.ones((8, 4), 'float32')
+  watching = ActivationPercentiles({'zeta': x})
+  model.fit({'zeta': x}, x, verbose=0, callbacks=[watching])
+  assert len(watching.history['norm'])
+  with pytest.raises(ValueError, match="a dict of 'eta', without 'zeta'"):
+    model.fit(x, x, verbose=0, callbacks=[ActivationPercentiles({'eta': x})])
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('wanted, given', [((1,), (8,)), ((6,), (8, 6, 1))])
+def test_last_axis_of_one(generation, wanted, given):
+  """Keras adds and drops it, so that columns of a table fit."""
+  module = importlib.import_module(generation)
+  inputs = module.Input(wanted)
+  norm = module.layers.BatchNormalization(name='norm')
+  model = module.Model(inputs, module.layers.Dense(1)(norm(inputs)))
+  model.compile('sgd', 'mse')
+  x = np.random.default_rng(0).normal(size=given).astype('float32')
+  watching = ActivationPercentiles(x)
+  model.fit(x, np.zeros((8, 1)), verbose=0, callbacks=[watching])
+  np.testing.assert_allclose(
+    watching.history['norm'][0], np.percentile(x, PERCENTILES), rtol=2e-3
+  )
+
+
 @cases.both_kerases
 def test_subclassed_models(generation):
   """They have no graph of layers, and are built by the first step."""
@@ -279,6 +364,25 @@ def test_when(generation):
   assert len(together) == 5 and together[-1] - together[-2] == 3
   uneven = steps(2, update_freq=1, compiled={'steps_per_execution': 4})
   assert uneven == [0, 4, 6, 10, 12]
+
+
+@pytest.mark.parametrize('update_freq', ['auto', 'epoch', 1])
+# Keras says so of a dataset without batches.
+@pytest.mark.filterwarnings('ignore:Your input ran out of data')
+def test_training_without_steps(update_freq):
+  """Nothing to record of a model that is not built; tf-keras rejects it."""
+  x, y = data(8)
+  model = keras.Sequential(block(keras, tfgroupnorm))
+  compile_model(model, keras)
+  watching = ActivationPercentiles(x, update_freq=update_freq)
+  model.fit(x, y, epochs=0, callbacks=[watching])
+  nothing = tf.data.Dataset.from_tensors((x, y)).take(0)
+  model.fit(nothing, shuffle=False, verbose=0, callbacks=[watching])
+  assert not watching.history and not watching.steps.size
+  assert watching.share == 0
+  # It follows the training that comes.
+  fit(model, watching, epochs=1)
+  assert watching.steps[-1] > 0
 
 
 class Timed(ActivationPercentiles):
@@ -452,9 +556,8 @@ def test_follows_a_condition_in_a_layer(generation):
   np.testing.assert_allclose(watching.history['half'][0], wanted, rtol=1e-5)
 
 
-def scalars(folder):
+def scalars(path):
   """step, tag -> value, of all that was written there."""
-  (path,) = folder.iterdir()
   found = {}
   for record in tf.data.TFRecordDataset([str(path)]):
     event = tf.compat.v1.Event.FromString(record.numpy())
@@ -478,7 +581,9 @@ def test_tensorboard(generation, tmp_path, monkeypatch):
   watching = ActivationPercentiles(x, update_freq=2, log_dir=tmp_path)
   with tf.summary.record_if(False):  # As Keras' TensorBoard does now and then.
     fit(make_model(generation), watching, epochs=1)
-  runs = {folder.name: scalars(folder) for folder in tmp_path.iterdir()}
+  runs = {
+    folder.name: scalars(*folder.iterdir()) for folder in tmp_path.iterdir()
+  }
   assert set(runs) == {'p1', 'p20', 'p80', 'p99'}
   for i, each in enumerate(PERCENTILES):
     wanted = {
@@ -487,6 +592,140 @@ def test_tensorboard(generation, tmp_path, monkeypatch):
       for step, row in zip([0, 2, 4, 6], rows, strict=True)
     }
     assert len(wanted) == 8 and runs[f'p{each}'] == pytest.approx(wanted)
+
+
+@cases.both_kerases
+def test_interrupted_training(generation, tmp_path, monkeypatch):
+  """Its time and records count, and are not mixed with what comes after."""
+  module = importlib.import_module(generation)
+  now = [0.0]
+  clock = types.SimpleNamespace(perf_counter=lambda: now[0])
+  monkeypatch.setattr(callbacks, 'time', clock)
+
+  class Interrupting(module.callbacks.Callback):
+    """A step takes a second; the fifth is not finished, the first time."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+      now[0] += 1
+      if batch == 4 and now[0] < 9000:
+        raise KeyboardInterrupt
+
+  class Slow(ActivationPercentiles):
+    """Prepares for long."""
+
+    def _prepare(self):
+      now[0] += 1000
+      return super()._prepare()
+
+    def _percentiles_of(self, values):
+      now[0] += 1e-4
+      return super()._percentiles_of(values)
+
+  x, _ = data(8)
+  watching = Slow(x, 'group', log_dir=tmp_path)
+  model = make_model(generation)
+  with pytest.raises(KeyboardInterrupt):
+    fit(model, watching, Interrupting())
+  first = watching.history['group']
+  assert watching.steps.tolist() == list(range(5))
+  own = 1000 + 5e-4
+  np.testing.assert_allclose(watching.share, own / (own + 4))
+  now[0] += 10_000
+  np.testing.assert_allclose(watching.share, own / (own + 4))
+  fit(model, watching, Interrupting())
+  # As often as can be afforded: at each step, when they are so cheap.
+  assert watching.steps.tolist() == list(range(17))
+  np.testing.assert_array_equal(watching.history['group'][:5], first)
+  own = 1000 + 17e-4
+  np.testing.assert_allclose(watching.share, own / (own + 4 + 12))
+  # A training closes the files that the last one left open.
+  files = [[step for step, _ in scalars(x)] for x in tmp_path.glob('p1/*')]
+  assert sorted(files) == [list(range(5)), list(range(5, 17))]
+
+
+@cases.both_kerases
+def test_interrupted_record(generation, monkeypatch):
+  """Of a record there is all or nothing."""
+  x, _ = data(8)
+  watching = ActivationPercentiles(x, ['conv', 'group'], update_freq=1)
+  percentiles_of = watching._percentiles_of
+  calls = []
+
+  def interrupted(values):
+    calls.append(values)
+    if len(calls) == 4:
+      raise KeyboardInterrupt
+    return percentiles_of(values)
+
+  monkeypatch.setattr(watching, '_percentiles_of', interrupted)
+  model = make_model(generation)
+  with pytest.raises(KeyboardInterrupt):
+    fit(model, watching, epochs=1)
+  assert watching.steps.tolist() == [0]
+  fit(model, watching, epochs=1)
+  assert watching.steps.tolist() == [0, *range(2, 8)]
+  for rows in watching.history.values():
+    assert rows.shape == (7, 4)
+  assert 0 < watching.share < 1
+
+
+@cases.both_kerases
+@pytest.mark.parametrize(
+  'eager, error', [(False, RuntimeError), (True, KeyboardInterrupt)]
+)
+def test_interrupted_model(generation, eager, error):
+  """Left as it was, wherever in it a record broke off."""
+  module = importlib.import_module(generation)
+  ours = cases.layers_of(generation)
+
+  class Trap(module.layers.Layer):
+    armed = False
+
+    def build(self, shape):
+      self.calls = self.add_weight(
+        name='calls', shape=(), initializer='zeros', trainable=False
+      )
+      super().build(shape)
+
+    def call(self, x):
+      self.calls.assign(self.calls + 1)
+      if self.armed:
+        raise error('trapped')
+      return x
+
+  def run(*watching):
+    module.utils.set_random_seed(0)
+    model = module.Sequential(
+      [module.Input((6, 6, 4)), *block(module, ours)[:4], Trap(name='trap')]
+    )
+    for layer in block(module, ours)[4:]:
+      model.add(layer)
+    compile_model(model, module, run_eagerly=eager)
+    trap = model.get_layer('trap')
+    if watching:
+      trap.armed = True
+      before = [set(vars(layer)) for layer in model.layers]
+      weights = model.get_weights()
+      with pytest.raises((KeyboardInterrupt, ValueError), match='trapped'):
+        fit(model, *watching, epochs=1)
+      trap.armed = False
+      # What was put around the layers is gone.
+      assert [set(vars(layer)) for layer in model.layers] == before
+      for a, b in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    history = fit(model, *watching, count=24, epochs=2)
+    assert trap.calls.numpy() == 2 * 3
+    return history, model.get_weights()
+
+  x, _ = data(8)
+  watching = ActivationPercentiles(x, update_freq=2)
+  history, weights = run()
+  history_then, weights_then = run(watching)
+  assert history_then == history
+  for a, b in zip(weights, weights_then, strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert watching.steps.tolist() == [0, 2, 4, 6]
+  assert list(watching.history) == ['group', 'batch']
 
 
 def test_figure(tmp_path):

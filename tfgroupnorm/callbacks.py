@@ -335,17 +335,46 @@ def _check_data(data: Any) -> Any:
   return tf.nest.map_structure(convert, data)
 
 
+def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
+  """What Keras takes from `data`, in the order of `model.inputs`."""
+  try:
+    declared = model.input
+  except (AttributeError, ValueError):  # Keras 3's Sequential has none.
+    declared = None
+  names = (
+    sorted(declared)
+    if isinstance(declared, dict)
+    else [x.name for x in model.inputs]
+  )
+  missing = [name for name in names if name not in data]
+  if missing:
+    raise ValueError(
+      '`data` must have each input of the model by its name. Received: a dict '
+      f'of {", ".join(map(repr, data))}, without '
+      f'{", ".join(map(repr, missing))}.'
+    )
+  return [data[name] for name in names]
+
+
+def _fits(given: tuple[int, ...], wanted: tf.TensorShape) -> bool:
+  shapes = [given, (*given, 1)]  # Keras adds and drops a last axis of one.
+  if given[-1:] == (1,):
+    shapes.append(given[:-1])
+  return any(wanted.is_compatible_with(shape) for shape in shapes)
+
+
 def _check_fits(data: Any, model: Any) -> None:
   """Compares shapes, where the model is one that knows its inputs."""
   wanted = getattr(model, 'inputs', None)
   if not wanted:
     return
+  if isinstance(data, dict):
+    data = _by_name(data, model)
   given = tf.nest.flatten(data)
   shapes = [tuple(x.shape) for x in given]
   expected = [tuple(x.shape) for x in wanted]
   if len(given) != len(wanted) or not all(
-    tf.TensorShape(a).is_compatible_with(b)
-    for a, b in zip(shapes, expected, strict=True)
+    _fits(a, tf.TensorShape(b)) for a, b in zip(shapes, expected, strict=True)
   ):
     raise ValueError(
       '`data` must be a batch of inputs of the model, which has inputs of '
@@ -472,8 +501,8 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._batch = -1
     self._ask_at = 0
     self._planned: int | None = None  # Steps, with those of earlier fits.
-    self._began: float | None = None
-    self._earlier = 0.0  # Seconds in earlier fits.
+    self._ticked = time.perf_counter()
+    self._seconds = 0.0  # In all fits, with our own time, up to the last tick.
     self._setup_seconds = 0.0
     self._record_seconds = 0.0
 
@@ -490,9 +519,8 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   @property
   def share(self) -> float:
-    seconds = self._seconds()
     own = self._setup_seconds + self._record_seconds
-    return own / seconds if seconds else 0.0
+    return own / self._seconds if self._seconds else 0.0
 
   # --- What Keras calls -------------------------------------------------------
 
@@ -504,7 +532,9 @@ class ActivationPercentiles(keras.callbacks.Callback):
         'A callback follows one model. Received: a second one, '
         f'{self.model.name!r}. Create another ActivationPercentiles for it.'
       )
-    self._began = time.perf_counter()
+    # The last training may have been interrupted, and so not have ended.
+    self._close_writers()
+    self._ticked = time.perf_counter()
     self._planned = None
     # What is not built yet, is by the first step.
     if self.model.built and not self._steps:
@@ -517,6 +547,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
       self._planned = self._step + epochs * self.params['steps']
 
   def on_train_batch_end(self, batch, logs=None):
+    self._tick()
     before = self._step
     # One execution may have been several steps; the last one of an epoch fewer
     # than Keras 3 says.
@@ -535,19 +566,17 @@ class ActivationPercentiles(keras.callbacks.Callback):
       self._record()
 
   def on_epoch_end(self, epoch, logs=None):
-    if self.update_freq == 'epoch' and self._step not in self._steps[-1:]:
+    if self.update_freq == 'epoch' and self._unrecorded():
       self._record()
 
   def on_train_end(self, logs=None):
-    if self.update_freq == 'auto' and self._step not in self._steps[-1:]:
+    self._tick()
+    if self.update_freq == 'auto' and self._unrecorded():
       # Whatever it costs, so as not to leave its second half without one.
       if 2 * self._steps[-1] < self._step or self._allowed(records=1):
         self._record()
-    for writer in self._writers:
-      writer.close()
-    self._writers = []
-    self._earlier = self._seconds()
-    self._began = None
+    self._close_writers()
+    self._tick()
 
   # tf-keras asks each callback whether it has anything to do at a step. These
   # are names of its own base class, and the only thing that this one, of
@@ -564,18 +593,23 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   # --- When -------------------------------------------------------------------
 
-  def _seconds(self) -> float:
-    """Spent in `fit` so far, with our own time."""
-    if self._began is None:
-      return self._earlier
-    return self._earlier + time.perf_counter() - self._began
+  def _unrecorded(self) -> bool:
+    """Whether there were steps since the last record."""
+    return self._step > (self._steps[-1] if self._steps else 0)
+
+  def _tick(self) -> float:
+    """Adds the seconds since the last tick to those in `fit`; returns them."""
+    now = time.perf_counter()
+    passed, self._ticked = now - self._ticked, now
+    self._seconds += passed
+    return passed
 
   def _allowed(self, records: int) -> bool:
     """Whether so many more of them keep us under `max_share`."""
     own = self._setup_seconds + self._record_seconds
     # A fifth is for what is not measured, being called at each step, and for
     # the record that takes longer than those before it.
-    allowance = 0.8 * self.max_share * (self._seconds() - own)
+    allowance = 0.8 * self.max_share * (self._seconds - own)
     progress = min(1.0, self._step / self._planned) if self._planned else 1.0
     # The preparation counts little by little, if it is known how long training
     # will be: or it would keep us from the first steps, where most happens.
@@ -602,19 +636,22 @@ class ActivationPercentiles(keras.callbacks.Callback):
   def _record(self) -> None:
     # So that what the training still has to do is not taken for our time.
     tf.test.experimental.sync_devices()
-    start = time.perf_counter()
+    self._tick()
     if self._read is None:
       self._read = self._prepare()
     if self.log_dir is not None and not self._writers:
       self._writers = _writers(self.log_dir, self.percentiles)
-    ready = time.perf_counter()
-    self._setup_seconds += ready - start
-    for name, values in self._read().items():
-      rows = self._records.setdefault(name, [])
-      rows.append(self._percentiles_of(values.numpy()))
+    self._setup_seconds += self._tick()
+    # All of them first: an interruption must not leave a part of a record.
+    values = {
+      name: self._percentiles_of(each.numpy())
+      for name, each in self._read().items()
+    }
+    for name, row in values.items():
+      self._records.setdefault(name, []).append(row)
     self._steps.append(self._step)
     self._write()
-    self._record_seconds += time.perf_counter() - ready
+    self._record_seconds += self._tick()
 
   def _prepare(self) -> Callable[[], dict[str, tf.Tensor]]:
     """Makes what reads the features, and has run it once."""
@@ -660,6 +697,11 @@ class ActivationPercentiles(keras.callbacks.Callback):
       return np.full(len(self.percentiles), np.nan)
     with np.errstate(invalid='ignore'):  # Features may be infinite.
       return np.percentile(values, self.percentiles)
+
+  def _close_writers(self) -> None:
+    for writer in self._writers:
+      writer.close()
+    self._writers = []
 
   def _write(self) -> None:
     for i, writer in enumerate(self._writers):
