@@ -16,11 +16,6 @@ Sections are those of Wu & He, "Group Normalization", ECCV 2018.
 
 from __future__ import annotations
 
-import os
-
-# TensorFlow reads this when it is imported. 2: errors only.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
 import functools
 import resource
 import sys
@@ -28,9 +23,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import digits
+import digits  # noqa: F401  First: it says how much TensorFlow may print.
 import keras
 import numpy as np
+import small_batch
 import tensorflow as tf
 from absl import app, flags
 
@@ -42,6 +38,7 @@ MakeNorm = Callable[..., keras.layers.Layer]
 RESNET50 = (3, 4, 6, 3)  # Residual blocks in each stage.
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 FPN_WIDTH = 256
+NORMS = {'none': 'no normalization', **small_batch.NORMS}
 
 # The norms in a Transformer: of its blocks, of queries and keys, and of what
 # attention returns.
@@ -71,6 +68,17 @@ ATTENTION = {
 
 
 # --- Convolutional networks --------------------------------------------------
+
+
+def norm_factory(norm: str, groups: int, batch_size: int) -> MakeNorm | None:
+  """What makes the paper's normalization layers: `norm` is a key of `NORMS`.
+
+  As in `small_batch.norm_factory`, LN is `GroupNorm(groups=1)`, and the moving
+  averages of BN go by `batch_size`.
+  """
+  if norm == 'none':
+    return None
+  return small_batch.norm_factory(norm, groups, batch_size)
 
 
 def convolution(
@@ -605,17 +613,16 @@ def peak_memory() -> float:
   return peak / (1e9 if sys.platform == 'darwin' else 1e6)
 
 
-def build(
-  name: str, make_norm: MakeNorm, *, frames: int, attention: str
-) -> keras.Model:
+def build(options: flags.FlagValues) -> keras.Model:
   """The model that the flags ask for, at the paper's size."""
-  if name == 'transformer':
-    return transformer(*ATTENTION[attention])
-  if name == 'resnet3d':
-    return resnet3d(make_norm, input_shape=(frames, 224, 224, 3))
-  return {'resnet50': resnet50, 'vgg16': vgg16, 'fpn': fpn_detector}[name](
-    make_norm
-  )
+  if options.model == 'transformer':
+    return transformer(*ATTENTION[options.attention])
+  make_norm = norm_factory(options.norm, options.groups, options.batch_size)
+  if options.model == 'resnet3d':
+    return resnet3d(make_norm, input_shape=(options.frames, 224, 224, 3))
+  return {'resnet50': resnet50, 'vgg16': vgg16, 'fpn': fpn_detector}[
+    options.model
+  ](make_norm)
 
 
 def define_flags() -> None:
@@ -627,7 +634,7 @@ def define_flags() -> None:
     'Which one.',
   )
   flags.DEFINE_enum(
-    'norm', 'group', [*digits.NORMS, 'none'], 'none: only vgg16 can do without.'
+    'norm', 'group', list(NORMS), 'none: only vgg16 can do without.'
   )
   flags.DEFINE_enum(
     'attention', 'head', list(ATTENTION), 'The norms of the Transformer.'
@@ -648,17 +655,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Flags only. Received: {" ".join(argv[1:])}')
   options = flags.FLAGS
   keras.utils.set_random_seed(0)
-  make_norm = (
-    None
-    if options.norm == 'none'
-    else digits.norm_factory(options.norm, options.groups)
-  )
-  model = build(
-    options.model,
-    make_norm,
-    frames=options.frames,
-    attention=options.attention,
-  )
+  model = build(options)
   compile_model(model)
   batch = made_batch(model, options.batch_size)
   print(f'{model.name}: {model.count_params():,} parameters')

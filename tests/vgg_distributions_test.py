@@ -3,8 +3,10 @@
 import re
 
 import pytest
+import vgg_distributions
 
 import programs
+import tfgroupnorm
 
 
 def test_two_norms(tmp_path):
@@ -19,15 +21,25 @@ def test_two_norms(tmp_path):
   rows = {
     norm: [float(value) for value in values.split()]
     for norm, values in re.findall(
-      r'^(no normalization|GroupNorm) +([-\d. ]+)$', result.stdout, re.MULTILINE
+      r'^(no normalization|Group Norm \(GN\)) +([-\d. ]+)$',
+      result.stdout,
+      re.MULTILINE,
     )
   }
-  assert set(rows) == {'no normalization', 'GroupNorm'}
+  assert set(rows) == {'no normalization', 'Group Norm (GN)'}
   for _, *percentiles in rows.values():
     assert percentiles == sorted(percentiles) and len(set(percentiles)) == 4
   # Guessing is wrong 90 times in 100. Two epochs are enough with a norm.
-  assert rows['GroupNorm'][0] < 60
+  assert rows['Group Norm (GN)'][0] < 60
   assert programs.is_small_picture(tmp_path / 'vgg_distributions.png')
+
+
+def test_layer_norm_is_that_of_the_paper():
+  model = vgg_distributions.make_model('layer')
+  norms = [
+    layer for layer in model.layers if isinstance(layer, tfgroupnorm.GroupNorm)
+  ]
+  assert [norm.groups for norm in norms] == [1] * 13
 
 
 @pytest.mark.parametrize('flag', ['--norms=nothing', '--epochs=0'])
