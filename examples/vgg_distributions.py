@@ -1,7 +1,7 @@
 """What a norm does to the features of VGG-16, as in the paper's Figure 6.
 
     python examples/vgg_distributions.py
-    python examples/vgg_distributions.py --norms=none --norms=layer --epochs=10
+    python examples/vgg_distributions.py --norms=none,layer --epochs=10
 
 Trains VGG-16, with an eighth of its widths, on the handwritten digits that come
 with scikit-learn: without normalization, with BatchNorm, and with GroupNorm.
@@ -141,11 +141,15 @@ def table(results: Sequence[Result]) -> str:
 
 def define_flags() -> None:
   """Defines the flags; whoever imports this file does not get them."""
-  flags.DEFINE_multi_enum(
+  flags.DEFINE_list(
     'norms',
     ['none', 'batch', 'group'],
-    list(models.NORMS),
-    'Which, from left to right; to be repeated.',
+    f'Some of {", ".join(models.NORMS)}, from left to right.',
+  )
+  flags.register_validator(
+    'norms',
+    lambda norms: norms and set(norms) <= set(models.NORMS),
+    f'must be some of {", ".join(models.NORMS)}.',
   )
   flags.DEFINE_integer('epochs', 24, 'Passes over the data.', lower_bound=1)
   flags.DEFINE_integer(
@@ -185,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
       learning_rate=options.learning_rate,
       seed=options.seed,
     )
-    for norm in options.norms
+    for norm in dict.fromkeys(options.norms)  # Each once.
   ]
   plot(results, folder / 'vgg_distributions.png')
   print(table(results))
