@@ -330,6 +330,8 @@ def inflate(images: keras.Model, videos: keras.Model) -> None:
 class RoIAlign(keras.layers.Layer):
   """The features in each box, 7x7, from the level of the pyramid that fits.
 
+  Beyond the centres of the outermost pixels, their values go on.
+
   Call arguments:
     inputs: Boxes (batch, boxes, 4) of (top, left, bottom, right) from 0 to 1,
       then feature maps (batch, height, width, channels), of which the first has
@@ -361,12 +363,15 @@ class RoIAlign(keras.layers.Layer):
 
   def _crop(self, features, boxes, image):
     samples = self.SIZE * self.SAMPLES
+    # `crop_and_resize` takes 0 beyond the centres of the outermost pixels, and
+    # a box may reach half a pixel further. Repeated, they are not outermost.
+    features = tf.pad(features, [[0, 0], [1, 1], [1, 1], [0, 0]], 'SYMMETRIC')
     sizes = tf.cast(tf.tile(tf.shape(features)[1:3], [2]), tf.float32)
     # `crop_and_resize` wants the centres of its first and its last sample, as
     # shares of the way from the centre of the first pixel to that of the last.
     step = tf.tile(boxes[:, 2:] - boxes[:, :2], [1, 2]) / samples
     inwards = tf.constant([0.5, 0.5, -0.5, -0.5])
-    centres = ((boxes + inwards * step) * sizes - 0.5) / (sizes - 1)
+    centres = ((boxes + inwards * step) * (sizes - 2) + 0.5) / (sizes - 1)
     y = tf.image.crop_and_resize(features, centres, image, (samples, samples))
     return tf.nn.avg_pool2d(y, self.SAMPLES, self.SAMPLES, 'VALID')
 

@@ -145,6 +145,52 @@ def test_roi_align():
   np.testing.assert_allclose(found[:, 3, 3, 2], [4, 8, 16, 32, 8], atol=1e-4)
 
 
+def sampling(size, low, high):
+  """Weights (7, size) of the pixels in 7 cells from `low` to `high`, a part.
+
+  A cell is the mean of two linear interpolations, which go on as constants.
+  """
+  points = low + (np.arange(14) + 0.5) / 14 * (high - low)
+  centres = (np.arange(size) + 0.5) / size
+  weights = [np.interp(points, centres, pixel) for pixel in np.eye(size)]
+  return np.transpose(weights).reshape(7, 2, size).mean(1)
+
+
+@pytest.mark.parametrize(
+  ('height', 'width', 'boxes'),
+  [
+    # In two corners, along an edge, and of all the image.
+    (
+      64,
+      96,
+      [[0, 0, 0.4, 0.3], [0.5, 0.8, 1, 1], [0, 0.2, 0.2, 0.7], [0, 0, 1, 1]],
+    ),
+    # Its coarsest map has one pixel.
+    (32, 32, [[0, 0, 1, 1]]),
+  ],
+  ids=['64x96', '32x32'],
+)
+def test_roi_align_at_the_border(height, width, boxes):
+  rng = np.random.default_rng(0)
+  levels = [
+    rng.normal(size=(1, height // stride, width // stride, 3))
+    for stride in (4, 8, 16, 32)
+  ]
+  found = models.RoIAlign()(
+    [np.array([boxes], 'float32'), *(x.astype('float32') for x in levels)]
+  )[0]
+  for (top, left, bottom, right), features in zip(boxes, found, strict=True):
+    # Boxes as small as these belong to the finest level.
+    _, rows, columns, _ = levels[0].shape
+    wanted = np.einsum(
+      'iy,jx,yxc->ijc',
+      sampling(rows, top, bottom),
+      sampling(columns, left, right),
+      levels[0][0],
+    )
+    np.testing.assert_allclose(features, wanted, atol=1e-5)
+
+
 def test_fpn_detector():
   """Steps on 2 images of 416x544; `make fpn` takes them at 800x1088."""
   model = models.fpn_detector(GROUP_NORM, input_shape=(416, 544, 3))
