@@ -38,7 +38,16 @@ MakeNorm = Callable[..., keras.layers.Layer]
 RESNET50 = (3, 4, 6, 3)  # Residual blocks in each stage.
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 FPN_WIDTH = 256
+WIDTH = 64  # The least of a convolution; all others are multiples.
 NORMS = {'none': 'no normalization', **small_batch.NORMS}
+CONVOLUTIONAL = ('resnet50', 'vgg16', 'fpn', 'resnet3d')
+# Flags -> models that have a use for them.
+USERS = {
+  'norm': CONVOLUTIONAL,
+  'groups': CONVOLUTIONAL,
+  'frames': ('resnet3d',),
+  'attention': ('transformer',),
+}
 
 # The norms in a Transformer: of its blocks, of queries and keys, and of what
 # attention returns.
@@ -635,23 +644,53 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'model',
     'resnet50',
-    ['resnet50', 'vgg16', 'fpn', 'resnet3d', 'transformer'],
+    [*CONVOLUTIONAL, 'transformer'],
     'Which one.',
   )
   flags.DEFINE_enum(
-    'norm', 'group', list(NORMS), 'none: only vgg16 can do without.'
+    'norm',
+    'group',
+    list(NORMS),
+    'Of all but the Transformer. none: only vgg16 can do without.',
   )
   flags.DEFINE_enum(
     'attention', 'head', list(ATTENTION), 'The norms of the Transformer.'
   )
-  flags.DEFINE_integer('frames', 32, 'Frames in a clip.', lower_bound=1)
-  flags.DEFINE_integer('groups', 32, "GroupNorm's groups.", lower_bound=1)
+  flags.DEFINE_integer(
+    'frames', 32, 'Frames in a clip, for resnet3d.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'groups', 32, f'Of --norm=group, a divisor of {WIDTH}.', lower_bound=1
+  )
   flags.DEFINE_integer('batch_size', 2, 'Samples in a batch.', lower_bound=1)
   flags.DEFINE_integer('steps', 3, 'Training steps.', lower_bound=1)
+  for name in USERS:
+    _refuse_where_unused(name)
   flags.register_multi_flags_validator(
     ['model', 'norm'],
     lambda given: given['norm'] != 'none' or given['model'] == 'vgg16',
-    '--norm=none is for --model=vgg16.',
+    '--norm=none is for --model=vgg16. Choose another norm.',
+  )
+  flags.register_multi_flags_validator(
+    ['norm', 'groups'],
+    lambda given: given['norm'] == 'group' or not flags.FLAGS['groups'].present,
+    '--groups is for --norm=group. Leave it out.',
+  )
+  flags.register_validator(
+    'groups',
+    lambda groups: WIDTH % groups == 0,
+    f'must divide {WIDTH}, the least number of channels.',
+  )
+
+
+def _refuse_where_unused(name: str) -> None:
+  """A flag that is given must not be ignored; left out, it may be."""
+  flags.register_multi_flags_validator(
+    ['model', name],
+    lambda given: (
+      given['model'] in USERS[name] or not flags.FLAGS[name].present
+    ),
+    f'--{name} is for --model={", ".join(USERS[name])}. Leave it out.',
   )
 
 

@@ -7,6 +7,8 @@ import keras
 import models
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 import programs
 import tfgroupnorm
@@ -301,8 +303,66 @@ def test_program():
   assert len(losses) == 2 and float(losses[1]) < float(losses[0])
 
 
+@pytest.fixture
+def parse():
+  """Parses a command line; the flags exist for one test."""
+  with flagsaver.flagsaver():
+    models.define_flags()
+    yield lambda *given: flags.FLAGS(['models', *given])
+
+
+@pytest.mark.parametrize(
+  ('given', 'message'),
+  [
+    ('--model=fpn --norm=none', '--norm=none is for --model=vgg16.'),
+    (
+      '--model=transformer --norm=group',
+      'model=transformer, norm=group: --norm is for --model=resnet50, vgg16, '
+      'fpn, resnet3d. Leave it out.',
+    ),
+    ('--model=transformer --groups=8', '--groups is for --model=resnet50, '),
+    (
+      '--model=vgg16 --attention=head',
+      '--attention is for --model=transf',
+    ),
+    ('--model=fpn --frames=32', '--frames is for --model=resnet3d. '),
+    ('--norm=batch --groups=32', '--groups is for --norm=group. '),
+    ('--groups=7', 'groups=7: must divide 64'),
+  ],
+)
+def test_a_flag_without_effect_is_refused(parse, given, message):
+  with pytest.raises(flags.IllegalFlagValueError) as error:
+    parse(*given.split())
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+  'given',
+  [
+    '',
+    '--model=fpn --norm=batch',
+    '--model=resnet3d --frames=64 --groups=16',
+    '--model=transformer --attention=rms',
+    '--model=vgg16 --norm=none',
+  ],
+)
+def test_good_flags(parse, given):
+  assert parse(*given.split()) == ['models']
+
+
+@pytest.mark.parametrize(
+  ('given', 'groups'),
+  # Layer normalization as the paper has it: over height and width too.
+  [('--norm=layer', 1), ('--norm=group', 32), ('--groups=16', 16)],
+)
+def test_flags_choose_the_norm(parse, given, groups):
+  parse(given)
+  model = models.build(flags.FLAGS)
+  assert norms(model, GROUP_NORM) == CONVOLUTIONS
+  assert {
+    layer.groups for layer in model.layers if isinstance(layer, GROUP_NORM)
+  } == {groups}
+
+
 def test_bad_flags():
-  result = programs.run('models', '--model=fpn', '--norm=none')
-  assert result.returncode != 0
-  assert '--norm=none is for --model=vgg16' in result.stderr
-  assert 'Traceback' not in result.stderr
+  programs.check_bad_flag('models', '--groups=7')
