@@ -17,7 +17,6 @@ Sections are those of Wu & He, "Group Normalization", ECCV 2018.
 from __future__ import annotations
 
 import functools
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -619,12 +618,25 @@ def train(model: keras.Model, batch: tuple[Any, Any], steps: int):
     yield float(np.reshape(model.train_on_batch(*batch), -1)[0])
 
 
-def peak_memory() -> float:
-  """The most that was used so far, in GB: of a GPU, or of this process."""
+def peak_memory() -> float | None:
+  """The most that was used so far, in GB: of a GPU, or of this process.
+
+  `None` where Python does not know: it does not on Windows without a GPU.
+  """
   if tf.config.list_physical_devices('GPU'):
     return tf.config.experimental.get_memory_info('GPU:0')['peak'] / 1e9
+  try:
+    import resource  # Windows has none.
+  except ImportError:
+    return None
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak / (1e9 if sys.platform == 'darwin' else 1e6)
+  # macOS counts bytes, others count kibibytes.
+  return peak * (1 if sys.platform == 'darwin' else 1024) / 1e9
+
+
+def describe_memory(peak: float | None) -> str:
+  """What to print of `peak_memory`."""
+  return 'memory not known' if peak is None else f'memory {peak:.2f} GB at most'
 
 
 def build(options: flags.FlagValues) -> keras.Model:
@@ -709,8 +721,8 @@ def main(argv: Sequence[str]) -> None:
   for step, loss in enumerate(train(model, batch, options.steps), 1):
     seconds, begin = time.perf_counter() - begin, time.perf_counter()
     print(
-      f'step {step}: loss {loss:.4f}, {seconds:.1f} s, memory '
-      f'{peak_memory():.2f} GB at most',
+      f'step {step}: loss {loss:.4f}, {seconds:.1f} s, '
+      f'{describe_memory(peak_memory())}',
       flush=True,
     )
 
