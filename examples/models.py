@@ -212,7 +212,8 @@ def resnet50(
   The convolutions have no biases, which the norms' `beta` makes up for, and
   the 3x3 ones have the strides: 25,557,032 parameters with any norm that has
   `gamma` and `beta` (`keras.applications.ResNet50`, with biases: 25,583,592).
-  The last `gamma` of each block is 0 at first, as there.
+  The last `gamma` of each block is 0 at first, as in the paper (and in Goyal et
+  al., "Accurate, Large Minibatch SGD", 2017; not in Keras).
 
   Args:
     make_norm: Makes a norm.
@@ -242,6 +243,9 @@ def vgg16(
   stands right after each convolution; convolutions keep their biases, with
   which VGG-16 has 138,357,544 parameters, and norms add 2 for each of 4,224
   channels. They are called conv1_1 to conv5_3.
+
+  VGG-16 also has dropout after fc6 and fc7 (Simonyan & Zisserman, 2015). It is
+  left out here, so that trainings differ by their norm and by no other noise.
 
   Args:
     make_norm: Makes a norm; `None`: without any.
@@ -309,8 +313,9 @@ def resnet3d(
 def inflate(images: keras.Model, videos: keras.Model) -> None:
   """Gives a `resnet3d` what a `resnet50` has learned.
 
-  A kernel is repeated in time and divided by its length, so that of a video in
-  which nothing moves it makes the same as of an image. The logits stay.
+  A kernel is repeated in time and divided by its length: of frames that are all
+  alike it makes what it made of one, but for the ends of a clip, where it meets
+  the padding. The logits stay.
   """
   for layer in images.layers:
     if layer.name == 'logits' or not layer.weights:
@@ -533,6 +538,11 @@ def transformer(
   the model that uses it most, and for groups where they are heads: `HeadNorm`
   normalizes each head at each position, and so never looks ahead, as a
   GroupNorm over time would. `ATTENTION` has three ways to fill the slots.
+
+  Positions are not encoded, so texts may have any length. Causal attention can
+  learn them from how much came before (Haviv et al., "Transformer Language
+  Models without Positional Encodings Still Learn Positional Information",
+  2022).
 
   Args:
     make_norm: Makes the norm before attention, before the MLP, and at the end.

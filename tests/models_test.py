@@ -259,7 +259,7 @@ def test_resnet3d_learns(frames):
 
 
 def test_inflate():
-  """Where nothing moves, a video's features are those of its frame."""
+  """Where nothing moves, conv1 makes the same of a video as of its frame."""
   images = models.resnet50(GROUP_NORM, input_shape=(64, 64, 3), classes=10)
   videos = models.resnet3d(GROUP_NORM, input_shape=(48, 64, 64, 3), classes=10)
   models.inflate(images, videos)
