@@ -631,7 +631,8 @@ def train(model: keras.Model, batch: tuple[Any, Any], steps: int):
 def peak_memory() -> float | None:
   """The most that was used so far, in GB: of a GPU, or of this process.
 
-  `None` where Python does not know: it does not on Windows without a GPU.
+  `None` where Python does not know: it does not on Windows without a GPU. Linux
+  starts to count at the peak of the process that started this one.
   """
   if tf.config.list_physical_devices('GPU'):
     return tf.config.experimental.get_memory_info('GPU:0')['peak'] / 1e9

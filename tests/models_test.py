@@ -309,10 +309,12 @@ print(models.describe_memory(models.peak_memory()))
 del sys.modules['resource']
 before = models.peak_memory()
 taken = np.ones(2**27)
-print(taken.nbytes / 1e9, models.peak_memory() - before)
+print(before, taken.nbytes / 1e9, models.peak_memory())
 """
+  # Linux hands on the peak of who starts a program, these tests' own; a shell's
+  # is small.
   result = subprocess.run(
-    [sys.executable, '-c', script],
+    ['sh', '-c', '"$0" -c "$1"; exit $?', sys.executable, script],
     env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
     capture_output=True,
     text=True,
@@ -321,8 +323,9 @@ print(taken.nbytes / 1e9, models.peak_memory() - before)
   assert result.returncode == 0, result.stderr
   unknown, numbers = result.stdout.splitlines()
   assert unknown == 'memory not known'
-  taken, rise = map(float, numbers.split())
-  assert rise == pytest.approx(taken, rel=0.05)
+  before, taken, after = map(float, numbers.split())
+  # By less where a machine that is short of memory drops pages of libraries.
+  assert before < taken < after < before + 1.05 * taken
 
 
 def test_program():
