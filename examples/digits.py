@@ -149,7 +149,13 @@ def load_digits(seed: int, train_size: int = TRAIN_SIZE) -> Digits:
 
 
 def norm_factory(norm: str, groups: int) -> Callable[[], keras.layers.Layer]:
-  """What makes a normalization layer: `norm` is a key of `NORMS`."""
+  """What makes a normalization layer: `norm` is a key of `NORMS`.
+
+  This program shows layers under their own names, each as it is if nothing but
+  `groups` is said: `LayerNorm` normalizes each position over its channels. What
+  papers on images call layer normalization also spans height and width; for
+  that see `norm_factory` in `small_batch.py`.
+  """
   return {
     'group': functools.partial(tfgroupnorm.GroupNorm, groups=groups),
     'batch': keras.layers.BatchNormalization,
@@ -259,6 +265,49 @@ class Progress(keras.callbacks.Callback):
     self._bar.close()
 
 
+def fit(
+  model: keras.Model,
+  digits: Digits,
+  *,
+  batch_size: int,
+  epochs: int,
+  seed: int,
+  title: str,
+  callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> dict[str, list[float]]:
+  """Trains a compiled model.
+
+  Args:
+    model: What to train, compiled with the metric `'accuracy'`.
+    digits: To train on, and to test on after each epoch.
+    batch_size: Images in a batch. What does not fill one is left out.
+    epochs: Passes over the data.
+    seed: Of the order of the images.
+    title: For the progress bar.
+    callbacks: What else is to be called.
+
+  Returns:
+    `loss`, `accuracy`, `val_loss` and `val_accuracy`, a value an epoch each.
+  """
+  # Every batch has the same shape, so each layer's kernel is compiled once.
+  batches = (
+    tf.data.Dataset.from_tensor_slices(
+      (digits.train_images, digits.train_labels)
+    )
+    .shuffle(len(digits.train_labels), seed=seed)
+    .batch(batch_size, drop_remainder=True)
+  )
+  return model.fit(
+    batches,
+    validation_data=(digits.test_images, digits.test_labels),
+    validation_batch_size=len(digits.test_labels),
+    epochs=epochs,
+    shuffle=False,  # `batches` are already.
+    verbose=0,
+    callbacks=[*callbacks, Progress(f'{title:18}')],
+  ).history
+
+
 def train(
   norm: str,
   digits: Digits,
@@ -271,15 +320,7 @@ def train(
   """Trains the network with one norm, from the same seed for each."""
   keras.utils.set_random_seed(seed)
   model = make_model(norm_factory(norm, groups))
-  # Every batch has the same shape, so each layer's kernel is compiled once.
-  batches = (
-    tf.data.Dataset.from_tensor_slices(
-      (digits.train_images, digits.train_labels)
-    )
-    .shuffle(len(digits.train_labels), seed=seed)
-    .batch(batch_size, drop_remainder=True)
-  )
-  steps = len(batches)
+  steps = len(digits.train_labels) // batch_size
   model.compile(
     optimizer=keras.optimizers.Adam(
       keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs * steps)
@@ -287,15 +328,14 @@ def train(
     loss='sparse_categorical_crossentropy',
     metrics=['accuracy'],
   )
-  history = model.fit(
-    batches,
-    validation_data=(digits.test_images, digits.test_labels),
-    validation_batch_size=len(digits.test_labels),
+  history = fit(
+    model,
+    digits,
+    batch_size=batch_size,
     epochs=epochs,
-    shuffle=False,  # `batches` are already.
-    verbose=0,
-    callbacks=[Progress(f'{NORMS[norm]:18}')],
-  ).history
+    seed=seed,
+    title=NORMS[norm],
+  )
   return Result(
     norm=norm,
     model=model,

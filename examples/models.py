@@ -16,21 +16,16 @@ Sections are those of Wu & He, "Group Normalization", ECCV 2018.
 
 from __future__ import annotations
 
-import os
-
-# TensorFlow reads this when it is imported. 2: errors only.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
 import functools
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import digits
+import digits  # noqa: F401  First: it says how much TensorFlow may print.
 import keras
 import numpy as np
+import small_batch
 import tensorflow as tf
 from absl import app, flags
 
@@ -42,6 +37,16 @@ MakeNorm = Callable[..., keras.layers.Layer]
 RESNET50 = (3, 4, 6, 3)  # Residual blocks in each stage.
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 FPN_WIDTH = 256
+WIDTH = 64  # The least of a convolution; all others are multiples.
+NORMS = {'none': 'no normalization', **small_batch.NORMS}
+CONVOLUTIONAL = ('resnet50', 'vgg16', 'fpn', 'resnet3d')
+# Flags -> models that have a use for them.
+USERS = {
+  'norm': CONVOLUTIONAL,
+  'groups': CONVOLUTIONAL,
+  'frames': ('resnet3d',),
+  'attention': ('transformer',),
+}
 
 # The norms in a Transformer: of its blocks, of queries and keys, and of what
 # attention returns.
@@ -71,6 +76,17 @@ ATTENTION = {
 
 
 # --- Convolutional networks --------------------------------------------------
+
+
+def norm_factory(norm: str, groups: int, batch_size: int) -> MakeNorm | None:
+  """What makes the paper's normalization layers: `norm` is a key of `NORMS`.
+
+  As in `small_batch.norm_factory`, LN is `GroupNorm(groups=1)`, and the moving
+  averages of BN go by `batch_size`.
+  """
+  if norm == 'none':
+    return None
+  return small_batch.norm_factory(norm, groups, batch_size)
 
 
 def convolution(
@@ -196,7 +212,8 @@ def resnet50(
   The convolutions have no biases, which the norms' `beta` makes up for, and
   the 3x3 ones have the strides: 25,557,032 parameters with any norm that has
   `gamma` and `beta` (`keras.applications.ResNet50`, with biases: 25,583,592).
-  The last `gamma` of each block is 0 at first, as there.
+  The last `gamma` of each block is 0 at first, as in the paper (and in Goyal et
+  al., "Accurate, Large Minibatch SGD", 2017; not in Keras).
 
   Args:
     make_norm: Makes a norm.
@@ -226,6 +243,9 @@ def vgg16(
   stands right after each convolution; convolutions keep their biases, with
   which VGG-16 has 138,357,544 parameters, and norms add 2 for each of 4,224
   channels. They are called conv1_1 to conv5_3.
+
+  VGG-16 also has dropout after fc6 and fc7 (Simonyan & Zisserman, 2015). It is
+  left out here, so that trainings differ by their norm and by no other noise.
 
   Args:
     make_norm: Makes a norm; `None`: without any.
@@ -293,8 +313,9 @@ def resnet3d(
 def inflate(images: keras.Model, videos: keras.Model) -> None:
   """Gives a `resnet3d` what a `resnet50` has learned.
 
-  A kernel is repeated in time and divided by its length, so that of a video in
-  which nothing moves it makes the same as of an image. The logits stay.
+  A kernel is repeated in time and divided by its length: of frames that are all
+  alike it makes what it made of one, but for the ends of a clip, where it meets
+  the padding. The logits stay.
   """
   for layer in images.layers:
     if layer.name == 'logits' or not layer.weights:
@@ -321,6 +342,8 @@ def inflate(images: keras.Model, videos: keras.Model) -> None:
 
 class RoIAlign(keras.layers.Layer):
   """The features in each box, 7x7, from the level of the pyramid that fits.
+
+  Beyond the centres of the outermost pixels, their values go on.
 
   Call arguments:
     inputs: Boxes (batch, boxes, 4) of (top, left, bottom, right) from 0 to 1,
@@ -353,12 +376,15 @@ class RoIAlign(keras.layers.Layer):
 
   def _crop(self, features, boxes, image):
     samples = self.SIZE * self.SAMPLES
+    # `crop_and_resize` takes 0 beyond the centres of the outermost pixels, and
+    # a box may reach half a pixel further. Repeated, they are not outermost.
+    features = tf.pad(features, [[0, 0], [1, 1], [1, 1], [0, 0]], 'SYMMETRIC')
     sizes = tf.cast(tf.tile(tf.shape(features)[1:3], [2]), tf.float32)
     # `crop_and_resize` wants the centres of its first and its last sample, as
     # shares of the way from the centre of the first pixel to that of the last.
     step = tf.tile(boxes[:, 2:] - boxes[:, :2], [1, 2]) / samples
     inwards = tf.constant([0.5, 0.5, -0.5, -0.5])
-    centres = ((boxes + inwards * step) * sizes - 0.5) / (sizes - 1)
+    centres = ((boxes + inwards * step) * (sizes - 2) + 0.5) / (sizes - 1)
     y = tf.image.crop_and_resize(features, centres, image, (samples, samples))
     return tf.nn.avg_pool2d(y, self.SAMPLES, self.SAMPLES, 'VALID')
 
@@ -513,6 +539,11 @@ def transformer(
   normalizes each head at each position, and so never looks ahead, as a
   GroupNorm over time would. `ATTENTION` has three ways to fill the slots.
 
+  Positions are not encoded, so texts may have any length. Causal attention can
+  learn them from how much came before (Haviv et al., "Transformer Language
+  Models without Positional Encodings Still Learn Positional Information",
+  2022).
+
   Args:
     make_norm: Makes the norm before attention, before the MLP, and at the end.
     make_query_key_norm: Makes the norm of queries or keys, (batch, time, heads,
@@ -597,25 +628,38 @@ def train(model: keras.Model, batch: tuple[Any, Any], steps: int):
     yield float(np.reshape(model.train_on_batch(*batch), -1)[0])
 
 
-def peak_memory() -> float:
-  """The most that was used so far, in GB: of a GPU, or of this process."""
+def peak_memory() -> float | None:
+  """The most that was used so far, in GB: of a GPU, or of this process.
+
+  `None` where Python does not know: it does not on Windows without a GPU. Linux
+  starts to count at the peak of the process that started this one.
+  """
   if tf.config.list_physical_devices('GPU'):
     return tf.config.experimental.get_memory_info('GPU:0')['peak'] / 1e9
+  try:
+    import resource  # Windows has none.
+  except ImportError:
+    return None
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak / (1e9 if sys.platform == 'darwin' else 1e6)
+  # macOS counts bytes, others count kibibytes.
+  return peak * (1 if sys.platform == 'darwin' else 1024) / 1e9
 
 
-def build(
-  name: str, make_norm: MakeNorm, *, frames: int, attention: str
-) -> keras.Model:
+def describe_memory(peak: float | None) -> str:
+  """What to print of `peak_memory`."""
+  return 'memory not known' if peak is None else f'memory {peak:.2f} GB at most'
+
+
+def build(options: flags.FlagValues) -> keras.Model:
   """The model that the flags ask for, at the paper's size."""
-  if name == 'transformer':
-    return transformer(*ATTENTION[attention])
-  if name == 'resnet3d':
-    return resnet3d(make_norm, input_shape=(frames, 224, 224, 3))
-  return {'resnet50': resnet50, 'vgg16': vgg16, 'fpn': fpn_detector}[name](
-    make_norm
-  )
+  if options.model == 'transformer':
+    return transformer(*ATTENTION[options.attention])
+  make_norm = norm_factory(options.norm, options.groups, options.batch_size)
+  if options.model == 'resnet3d':
+    return resnet3d(make_norm, input_shape=(options.frames, 224, 224, 3))
+  return {'resnet50': resnet50, 'vgg16': vgg16, 'fpn': fpn_detector}[
+    options.model
+  ](make_norm)
 
 
 def define_flags() -> None:
@@ -623,23 +667,53 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     'model',
     'resnet50',
-    ['resnet50', 'vgg16', 'fpn', 'resnet3d', 'transformer'],
+    [*CONVOLUTIONAL, 'transformer'],
     'Which one.',
   )
   flags.DEFINE_enum(
-    'norm', 'group', [*digits.NORMS, 'none'], 'none: only vgg16 can do without.'
+    'norm',
+    'group',
+    list(NORMS),
+    'Of all but the Transformer. none: only vgg16 can do without.',
   )
   flags.DEFINE_enum(
     'attention', 'head', list(ATTENTION), 'The norms of the Transformer.'
   )
-  flags.DEFINE_integer('frames', 32, 'Frames in a clip.', lower_bound=1)
-  flags.DEFINE_integer('groups', 32, "GroupNorm's groups.", lower_bound=1)
+  flags.DEFINE_integer(
+    'frames', 32, 'Frames in a clip, for resnet3d.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'groups', 32, f'Of --norm=group, a divisor of {WIDTH}.', lower_bound=1
+  )
   flags.DEFINE_integer('batch_size', 2, 'Samples in a batch.', lower_bound=1)
   flags.DEFINE_integer('steps', 3, 'Training steps.', lower_bound=1)
+  for name in USERS:
+    _refuse_where_unused(name)
   flags.register_multi_flags_validator(
     ['model', 'norm'],
     lambda given: given['norm'] != 'none' or given['model'] == 'vgg16',
-    '--norm=none is for --model=vgg16.',
+    '--norm=none is for --model=vgg16. Choose another norm.',
+  )
+  flags.register_multi_flags_validator(
+    ['norm', 'groups'],
+    lambda given: given['norm'] == 'group' or not flags.FLAGS['groups'].present,
+    '--groups is for --norm=group. Leave it out.',
+  )
+  flags.register_validator(
+    'groups',
+    lambda groups: WIDTH % groups == 0,
+    f'must divide {WIDTH}, the least number of channels.',
+  )
+
+
+def _refuse_where_unused(name: str) -> None:
+  """A flag that is given must not be ignored; left out, it may be."""
+  flags.register_multi_flags_validator(
+    ['model', name],
+    lambda given: (
+      given['model'] in USERS[name] or not flags.FLAGS[name].present
+    ),
+    f'--{name} is for --model={", ".join(USERS[name])}. Leave it out.',
   )
 
 
@@ -648,17 +722,7 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Flags only. Received: {" ".join(argv[1:])}')
   options = flags.FLAGS
   keras.utils.set_random_seed(0)
-  make_norm = (
-    None
-    if options.norm == 'none'
-    else digits.norm_factory(options.norm, options.groups)
-  )
-  model = build(
-    options.model,
-    make_norm,
-    frames=options.frames,
-    attention=options.attention,
-  )
+  model = build(options)
   compile_model(model)
   batch = made_batch(model, options.batch_size)
   print(f'{model.name}: {model.count_params():,} parameters')
@@ -668,8 +732,8 @@ def main(argv: Sequence[str]) -> None:
   for step, loss in enumerate(train(model, batch, options.steps), 1):
     seconds, begin = time.perf_counter() - begin, time.perf_counter()
     print(
-      f'step {step}: loss {loss:.4f}, {seconds:.1f} s, memory '
-      f'{peak_memory():.2f} GB at most',
+      f'step {step}: loss {loss:.4f}, {seconds:.1f} s, '
+      f'{describe_memory(peak_memory())}',
       flush=True,
     )
 

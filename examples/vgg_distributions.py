@@ -1,7 +1,7 @@
 """What a norm does to the features of VGG-16, as in the paper's Figure 6.
 
     python examples/vgg_distributions.py
-    python examples/vgg_distributions.py --norms=none --norms=layer --epochs=10
+    python examples/vgg_distributions.py --norms=none,layer --epochs=10
 
 Trains VGG-16, with an eighth of its widths, on the handwritten digits that come
 with scikit-learn: without normalization, with BatchNorm, and with GroupNorm.
@@ -16,16 +16,11 @@ has none. Digits are no ImageNet: mind the form of the curves, not the errors.
 
 from __future__ import annotations
 
-import os
-
-# TensorFlow reads this when it is imported. 2: errors only.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import digits
+import digits  # First: it says how much TensorFlow may print.
 import experiment
 import keras
 import models
@@ -36,7 +31,6 @@ from matplotlib import figure
 from tfgroupnorm.callbacks import ActivationPercentiles
 
 LAYER = 'conv5_3'
-TITLES = {'none': 'no normalization', **digits.NORMS}
 SIZE = 32  # Pixels. VGG-16 halves its images five times.
 SHRINK = 8
 GROUPS = 4  # So that a group has 2 to 16 channels, as in the paper.
@@ -57,6 +51,16 @@ def enlarged(images):
   return tf.image.resize(images, (SIZE, SIZE)).numpy() - 0.5
 
 
+def make_model(norm: str) -> keras.Model:
+  """The network with one norm, a key of `models.NORMS`."""
+  return models.vgg16(
+    models.norm_factory(norm, GROUPS, BATCH_SIZE),
+    input_shape=(SIZE, SIZE, 1),
+    classes=digits.CLASSES,
+    shrink=SHRINK,
+  )
+
+
 def train(
   norm: str,
   data: digits.Digits,
@@ -68,18 +72,8 @@ def train(
 ) -> Result:
   """Trains the network with one norm, from the same seed for each."""
   keras.utils.set_random_seed(seed)
-  model = models.vgg16(
-    None if norm == 'none' else digits.norm_factory(norm, GROUPS),
-    input_shape=(SIZE, SIZE, 1),
-    classes=digits.CLASSES,
-    shrink=SHRINK,
-  )
+  model = make_model(norm)
   steps = len(data.train_labels) // BATCH_SIZE
-  batches = (
-    tf.data.Dataset.from_tensor_slices((data.train_images, data.train_labels))
-    .shuffle(len(data.train_labels), seed=seed)
-    .batch(BATCH_SIZE, drop_remainder=True)
-  )
   model.compile(
     keras.optimizers.SGD(
       keras.optimizers.schedules.CosineDecay(learning_rate, epochs * steps),
@@ -93,15 +87,15 @@ def train(
     LAYER,
     update_freq=max(1, epochs * steps // records),
   )
-  history = model.fit(
-    batches,
-    validation_data=(data.test_images, data.test_labels),
-    validation_batch_size=len(data.test_labels),
+  history = digits.fit(
+    model,
+    data,
+    batch_size=BATCH_SIZE,
     epochs=epochs,
-    shuffle=False,  # `batches` are already.
-    verbose=0,
-    callbacks=[percentiles, digits.Progress(f'{TITLES[norm]:18}')],
-  ).history
+    seed=seed,
+    title=models.NORMS[norm],
+    callbacks=[percentiles],
+  )
   return Result(
     norm, percentiles, digits.error_percent(history['val_accuracy'][-1])
   )
@@ -116,7 +110,7 @@ def plot(results: Sequence[Result], path: pathlib.Path) -> None:
   panels = picture.subplots(1, len(results), sharey=True, squeeze=False)[0]
   for panel, result in zip(panels, results, strict=True):
     result.percentiles.draw(panel)
-    panel.set_title(TITLES[result.norm], fontsize=11)
+    panel.set_title(models.NORMS[result.norm], fontsize=11)
   panels[0].set_ylabel(f'responses of {LAYER}')
   handles, labels = panels[0].get_legend_handles_labels()
   picture.legend(
@@ -139,7 +133,7 @@ def table(results: Sequence[Result]) -> str:
   for norm, percentiles, error in results:
     values = percentiles.history[LAYER][-1]
     lines.append(
-      f'{TITLES[norm]:18}  {error:14.2f}  {"":20}'
+      f'{models.NORMS[norm]:18}  {error:14.2f}  {"":20}'
       + ' '.join(f'{value:7.2f}' for value in values)
     )
   return '\n'.join(lines)
@@ -147,11 +141,15 @@ def table(results: Sequence[Result]) -> str:
 
 def define_flags() -> None:
   """Defines the flags; whoever imports this file does not get them."""
-  flags.DEFINE_multi_enum(
+  flags.DEFINE_list(
     'norms',
     ['none', 'batch', 'group'],
-    list(TITLES),
-    'Which, from left to right; to be repeated.',
+    f'Some of {", ".join(models.NORMS)}, from left to right.',
+  )
+  flags.register_validator(
+    'norms',
+    lambda norms: norms and set(norms) <= set(models.NORMS),
+    f'must be some of {", ".join(models.NORMS)}.',
   )
   flags.DEFINE_integer('epochs', 24, 'Passes over the data.', lower_bound=1)
   flags.DEFINE_integer(
@@ -191,7 +189,7 @@ def main(argv: Sequence[str]) -> None:
       learning_rate=options.learning_rate,
       seed=options.seed,
     )
-    for norm in options.norms
+    for norm in dict.fromkeys(options.norms)  # Each once.
   ]
   plot(results, folder / 'vgg_distributions.png')
   print(table(results))
