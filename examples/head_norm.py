@@ -341,7 +341,7 @@ def train_run(settings: experiment.Settings) -> dict[str, Any]:
 
 
 def run_settings(
-  variants: Sequence[str] = tuple(VARIANTS), seeds: int = 5, steps: int = 1000
+  variants: Sequence[str] = tuple(VARIANTS), seeds: int = 5, steps: int = 600
 ) -> list[experiment.Settings]:
   """The settings of all runs; each `variant` is a key of `VARIANTS`."""
   return [

@@ -4,9 +4,19 @@ import os
 import pathlib
 import sys
 
+import pytest
+
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 # Whatever the environment says: that another backend is refused has its test.
 os.environ['KERAS_BACKEND'] = 'tensorflow'
 # Where Python finds what a program there imports.
 sys.path.append(str(pathlib.Path(__file__).parent.parent / 'examples'))
+
+
+@pytest.fixture(autouse=True)
+def compile_at_once(monkeypatch):
+  """Lest eager calls under "auto" be too few to test what XLA compiles."""
+  kernel = sys.modules.get('tfgroupnorm.kernel')
+  if kernel is not None:
+    monkeypatch.setattr(kernel, '_COMPILATION', 1)

@@ -36,12 +36,17 @@ _SAMPLING = 16
 # 16 more time than 8.
 _SLICES = 8
 
-# Most shapes that eager calls compile one kind of layer for, under "auto".
+# What a compilation costs under "auto", in elements that eager calls normalize
+# op by op, and what such a call costs whatever its size. Where a shape comes
+# once or ten times a compilation is not worth its time; see `first_call.py`.
+_COMPILATION, _CALL = 20_000_000, 1_000_000
+
+# Most shapes that eager calls compile one kind of layer for.
 _MOST_SHAPES = 8
 
-# Lengths of rows that XLA:CPU sums fastest as a product with ones. Up to there
-# it fuses what is summed into the product; shorter ones are faster folded.
-_PRODUCTS = range(128, 3969)
+# Longest row that XLA:CPU sums fastest as a product with ones, up to there it
+# fuses what is summed into it; and how it cuts rows that are powers of two.
+_PRODUCT, _PIECE = 3968, 512
 
 # Longest row whose statistics are taken from itself in two steps, and not from
 # a part of it first.
@@ -279,19 +284,44 @@ def _row_sums(tensors, first: int, length: int) -> list[tf.Tensor]:
   after = [1] * (tensors[0].shape.rank - first)
   rows = functools.reduce(operator.mul, before, 1)
   flat = [tf.reshape(t, [rows, length]) for t in tensors]
-  if length not in _PRODUCTS:
-    if len(flat) == 2:
-      sums = tf.reduce_sum(_folded(tf.complex(*flat), [1]), 1)
-      sums = [tf.math.real(sums), tf.math.imag(sums)]
-      return [tf.reshape(t, [*before, *after]) for t in sums]
-    flat = [_folded(t, [1]) for t in flat]
-  sums = [
-    tf.matmul(t, tf.ones((t.shape[1], 1), t.dtype))
-    if t.shape[1] <= _PRODUCTS[-1]
-    else tf.reduce_sum(t, 1)
-    for t in flat
-  ]
+  if length > _PRODUCT and len(flat) == 2:
+    both = tf.reduce_sum(_folded(tf.complex(*flat), [1]), 1)
+    sums = [tf.math.real(both), tf.math.imag(both)]
+  else:
+    sums = [_row_sum(t) for t in flat]
   return [tf.reshape(t, [*before, *after]) for t in sums]
+
+
+def _row_sum(t: tf.Tensor) -> tf.Tensor:
+  """(rows, length) -> (rows) for XLA:CPU.
+
+  Of 4096 squares, in ms and in relative error: 1.3 and 3e-7 by products with
+  pieces of a row, which XLA fuses if there is a power of two of them; 3.1 and
+  8e-6 with all of it; 2.4 and 5e-7 folded.
+  """
+  length = t.shape[1]
+  if length > _PIECE and not length & (length - 1):
+    pieces = _row_sum(tf.reshape(t, [-1, _PIECE]))
+    return tf.reduce_sum(tf.reshape(pieces, [-1, length // _PIECE]), 1)
+  if length > _PRODUCT:
+    return tf.reduce_sum(_folded(t, [1]), 1)
+  if length <= 64:
+    # It is t. Short sums of a difference take twice as long, since LLVM changes
+    # the order of their additions: 2.0 ms for 98304 of 64, not 0.9.
+    t = tf.maximum(t, -tf.abs(t))
+  return tf.linalg.matvec(t, tf.ones([length], t.dtype))
+
+
+def _plain_row_sum(t: tf.Tensor) -> tf.Tensor:
+  """Sums over the last axis, in two stages if it is long, op by op.
+
+  In one, a sum of 8000 squares is off by 3e-6 of it; in two, by 4e-7.
+  """
+  *before, length = _dims(t)
+  if length >= 512 and length % _SLICES == 0:
+    t = tf.reshape(t, [*before, _SLICES, length // _SLICES])
+    t = tf.reduce_sum(t, -1)
+  return tf.reduce_sum(t, -1, keepdims=True)
 
 
 def _staged(reduce: Callable, t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
@@ -552,6 +582,8 @@ class _Operands:
       return _cpu_sums(tensors, axes)
     if self.spec.platform == 'GPU':
       return [_staged(tf.reduce_sum, t, axes) for t in tensors]
+    if self.centred_row and tuple(axes) == self.spec.axes:
+      return [_plain_row_sum(t) for t in tensors]
     return [tf.reduce_sum(t, axes, keepdims=True) for t in tensors]
 
   def add_up(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
@@ -627,6 +659,11 @@ class _Operands:
     )
 
   @property
+  def centred_row(self) -> bool:
+    """Whether the mean is taken off a row before its squares are added up."""
+    return self.row and self.spec.platform in ('CPU', None)
+
+  @property
   def chain(self) -> bool:
     """Whether XLA:GPU computes each group in one kernel, see `_row`."""
     return self.row and self.spec.platform == 'GPU'
@@ -681,18 +718,25 @@ def _valid_mean(o: _Operands) -> tf.Tensor:
   return tf.where(constant | ~tf.math.is_finite(mean), largest, mean)
 
 
-def _middle_of_three(o: _Operands) -> tf.Tensor:
-  """An element of each row: of three the one between, lest it be an outlier."""
+def _row_element(o: _Operands) -> tf.Tensor:
+  """An element of each row that is no outlier, unless there are two."""
   size, rank = o.narrow.shape[-1], o.narrow.shape.rank
 
-  def element(i):
-    one = [slice(None)] * (rank - 1) + [slice(i, i + 1)]
-    return tf.cast(o.narrow[tuple(one)], o.dtype)
+  def elements(*which):
+    every = [slice(None)] * (rank - 1)
+    return tf.cast(o.narrow[(*every, slice(*which))], o.dtype)
 
+  if o.spec.platform == 'CPU':
+    # The larger of two that are the smaller of two. By reductions: what these
+    # bring XLA keeps, else it picks anew for each element of the row.
+    few = elements(None, None, -(-size // 4))
+    half = -(-few.shape[-1] // 2)
+    pairs = tf.stack([few[..., :half], few[..., -half:]], -1)
+    return tf.reduce_max(tf.reduce_min(pairs, -1), -1, keepdims=True)
   if o.lanes:
     a, b, c = o.lanes.three(o.x)
   else:
-    a, b, c = element(0), element(size // 2), element(size - 1)
+    a, b, c = (elements(i, i + 1) for i in (0, size // 2, size - 1))
   return tf.maximum(tf.minimum(a, b), tf.minimum(tf.maximum(a, b), c))
 
 
@@ -750,7 +794,8 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   """`(k, offset, rstd)` with xhat = (x - k) * rstd + offset; `(rstd,)` for RMS.
 
   `k` and `offset` belong to a channel, `rstd` to a group; in lanes all belong
-  to a group, and `offset` is left out where it is 0. For x near k the
+  to a group, and `offset` is left out where it is 0. For rows on a CPU it is
+  `(k, rest, rstd)` with xhat = ((x - k) - rest) * rstd. For x near k the
   difference x - k is exact, so nothing is lost where float32 cannot hold the
   mean: at mean 1e4 and deviation 1e-2, rounding the mean to float32 moves the
   result by 5e-2. Channels are combined on small tensors, so that what passes
@@ -769,21 +814,18 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
     d = o.x - o.spread(mean)
     return mean, tf.math.rsqrt(o.lanes.mean_square(d) + epsilon)
   if o.lanes:
-    k = tf.stop_gradient(_middle_of_three(o))
+    k = tf.stop_gradient(_row_element(o))
     d = o.x - o.spread(k)
     delta, square = o.lanes.mean(d, 3), o.lanes.mean_square(d)
     rstd = tf.math.rsqrt(_variance(delta, square) + epsilon)
     return k, -delta * rstd, rstd
-  if o.row and o.spec.platform in ('CPU', None):
+  if o.centred_row:
     # It is read twice, but so it is by these platforms for two sums.
-    k = o.valid(tf.stop_gradient(_middle_of_three(o)))
+    k = o.valid(tf.stop_gradient(_row_element(o)))
     d = o.x - k
-    delta = o.mean(d)
-    d -= delta
-    # What rounding has left of the mean: 2e-6 deviations in a long row.
-    rest, square = (t / size for t in o.add_up(d, d * d))
-    rstd = tf.math.rsqrt(_variance(rest, square) + epsilon)
-    return k, -(delta + rest) * rstd, rstd
+    rest = o.mean(d)
+    d -= rest
+    return k, rest, tf.math.rsqrt(o.mean(d * d) + epsilon)
   k = tf.stop_gradient(_near_mean(o))
   if o.counted is None:
     k = o.valid(k)
@@ -816,6 +858,9 @@ def _standard(o: _Operands, x, statistics):
   if o.spec.rms:
     return o.valid(x), o.spread(statistics[0]), None
   k, *offset, rstd = statistics
+  if o.centred_row:
+    # Op by op it is there already, and no offset to add is a pass less.
+    return o.valid((x - k) - offset[0]), rstd, None
   offset = offset[0] if offset else None
   if o.lanes:
     k = o.spread(k)
@@ -972,7 +1017,7 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
       dz = until_affine(_affine(o, d, scale, offset))
     dx = times_gamma(dz) * rstd - d * (scale * rstd * mean_xhat)
     if not spec.rms:
-      dx -= rstd * (mean + offset * mean_xhat)
+      dx -= rstd * (mean if offset is None else mean + offset * mean_xhat)
   dgamma, dbeta = (
     None if p is None else tf.cast(tf.reshape(t, _dims(p)), p.dtype)
     for t, p in zip((dgamma, dbeta), parameters, strict=True)
@@ -1060,24 +1105,28 @@ def _device_types(x: tf.Tensor) -> set[str]:
   return types & {'CPU', 'GPU', 'TPU'}
 
 
-# (spec, dtype, channels): shapes that eager calls have compiled.
-_compiled_shapes: dict[tuple, set[tuple]] = {}
+# (spec, dtype, channels): {shape: elements that eager calls have brought}.
+_eager_work: dict[tuple, dict[tuple, int]] = {}
 
 
-def _too_many_shapes(spec: Spec, x: tf.Tensor) -> bool:
-  """Whether eager calls have brought too many shapes to compile one more.
+def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
+  """Whether eager calls have brought the shape of `x` often enough.
 
-  Shapes that have been compiled stay so; the others run op by op.
+  And not too many other shapes. What has been compiled stays so.
   """
   axes = {i for i in spec.gamma_axes if i} if spec.view is None else set()
   axes |= {at[0] for at in (spec.split, spec.view) if at}
   sizes = tuple(x.shape[i] for i in sorted(axes))
-  shapes = _compiled_shapes.setdefault((spec, x.dtype, sizes), set())
+  work = _eager_work.setdefault((spec, x.dtype, sizes), {})
   shape = tuple(x.shape)
-  if shape not in shapes and len(shapes) >= _MOST_SHAPES:
+  before = work.get(shape, 0)
+  if before >= _COMPILATION:
     return True
-  shapes.add(shape)
-  return False
+  # A list: another thread may add to it.
+  if sum(n >= _COMPILATION for n in list(work.values())) >= _MOST_SHAPES:
+    return False
+  work[shape] = before + math.prod(shape) + _CALL
+  return work[shape] >= _COMPILATION
 
 
 def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
@@ -1090,7 +1139,7 @@ def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
   # size unknown to the graph is one that changes. A new batch size is rare.
   if None in x.shape[1:]:
     return plain
-  if tf.executing_eagerly() and _too_many_shapes(spec, x):
+  if tf.executing_eagerly() and not _worth_compiling(spec, x):
     return plain
   return compiled if all(map(_device_compiles, _device_types(x))) else plain
 
@@ -1227,9 +1276,9 @@ def normalize(
     mask: bool, spanning `spec.mask_axes`, or `None`. Where it is False, `x` is
       not in the statistics, the result is 0 and so is the gradient.
     jit_compile: `True`: compiled by XLA; `False`: plain; `'auto'`: compiled
-      where that works and no size but the batch's is unknown, eagerly for the
-      first 8 shapes. A function that is being saved stays plain, and so does
-      one that is compiled as a whole.
+      where that works and no size but the batch's is unknown, eagerly when a
+      shape has come often enough. A function that is being saved stays plain,
+      and so does one that is compiled as a whole.
 
   Returns:
     A tensor of the shape of `x`, and of its dtype unless `spec.wide`.
