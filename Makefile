@@ -16,10 +16,10 @@ help: ## Say what the targets do
 demo: .venv/.examples ## Train on handwritten digits
 	.venv/bin/python examples/digits.py
 
-small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; about 10 minutes
+small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; about 20 minutes
 	.venv/bin/python examples/small_batch.py
 
-group-division: .venv/.examples ## Train with few and many groups; about 5 minutes
+group-division: .venv/.examples ## Train with few and many groups; about 7 minutes
 	.venv/bin/python examples/group_division.py
 
 head-norm: .venv/.examples ## Train Transformers with and without head norms; about 5 minutes

@@ -601,7 +601,13 @@ class _Operands:
     if self.lanes:
       return self.lanes.spread(s)
     axis, groups = self.spec.split
-    return tf.repeat(s, _dims(self.x)[axis] // groups, axis)
+    size = _dims(self.x)[axis] // groups
+    before, after = _dims(s)[:axis], _dims(s)[axis + 1 :]
+    # `tf.repeat` takes ten times as long eagerly: a third of a small call.
+    multiples = [1] * (s.shape.rank + 1)
+    multiples[axis + 1] = size
+    s = tf.tile(tf.expand_dims(s, axis + 1), multiples)
+    return tf.reshape(s, [*before, groups * size, *after])
 
   def without(self, axes) -> list[int]:
     """The axes of `x` that a parameter on `axes` does not span."""
