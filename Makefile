@@ -22,7 +22,7 @@ small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; ab
 group-division: .venv/.examples ## Train with few and many groups; about 7 minutes
 	.venv/bin/python examples/group_division.py
 
-head-norm: .venv/.examples ## Train Transformers with and without head norms; about 5 minutes
+head-norm: .venv/.examples ## Train Transformers with and without head norms; about 11 minutes
 	.venv/bin/python examples/head_norm.py
 
 vgg-distributions: .venv/.examples ## Draw what norms do to the features of VGG-16
