@@ -202,7 +202,8 @@ def test_eager_shapes_that_keep_changing(
 ):
   """Those that come often are compiled, a few; the rest runs op by op."""
   monkeypatch.setattr(kernel, '_COMPILATION', compilation)
-  monkeypatch.setattr(kernel, '_eager_work', {})
+  for counts in ('_eager_work', '_compiled_shapes'):
+    monkeypatch.setattr(kernel, counts, {})
   assert kernel._device_compiles('CPU')
   before = kernel.compiled.experimental_get_tracing_count()
   case = cases.KINDS['LayerNorm']
@@ -216,6 +217,23 @@ def test_eager_shapes_that_keep_changing(
       np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
     counts.append(kernel.compiled.experimental_get_tracing_count() - before)
   assert counts == traced_at
+
+
+def test_shapes_without_end(monkeypatch):
+  """What is remembered of them has a bound, and those that come often count."""
+  monkeypatch.setattr(kernel, '_COMPILATION', 5_000_000)
+  for counts in ('_eager_work', '_compiled_shapes'):
+    monkeypatch.setattr(kernel, counts, {})
+  spec = kernel.Spec(axes=(1,), epsilon=1e-3)
+  often = tf.ones((2, 7))
+  compiled_at = None
+  for call in range(3000):
+    assert not kernel._worth_compiling(spec, tf.ones((2, 8 + call)))
+    if compiled_at is None and kernel._worth_compiling(spec, often):
+      compiled_at = call
+  assert compiled_at == 4
+  assert len(kernel._eager_work) <= 1000
+  assert kernel._worth_compiling(spec, often)
 
 
 @cases.one_of_each

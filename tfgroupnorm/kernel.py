@@ -1,7 +1,7 @@
 """The one kernel: statistics, normalize, affine, activation; their gradient.
 
     rstd = rsqrt(var + epsilon)
-    xhat = (x - k) * rstd - (mean - k) * rstd       k near the mean
+    xhat = ((x - k) - (mean - k)) * rstd            k near the mean
     y    = activation(xhat * gamma + beta) * gate_activation(gate)
 
 `forward` and `backward` below are the only maths of this package. They run
@@ -37,12 +37,13 @@ _SAMPLING = 16
 _SLICES = 8
 
 # What a compilation costs under "auto", in elements that eager calls normalize
-# op by op, and what such a call costs whatever its size. Where a shape comes
-# once or ten times a compilation is not worth its time; see `first_call.py`.
+# op by op, and what such a call costs whatever its size. Where a shape comes once
+# or ten times compiling is not worth its time on a CPU, by `first_call.py`.
 _COMPILATION, _CALL = 20_000_000, 1_000_000
 
-# Most shapes that eager calls compile one kind of layer for.
-_MOST_SHAPES = 8
+# Most shapes that eager calls compile one kind of layer for; most not compiled
+# yet whose calls are counted.
+_MOST_SHAPES, _MOST_COUNTED = 8, 1000
 
 # Longest row that XLA:CPU sums fastest as a product with ones, up to there it
 # fuses what is summed into it; and how it cuts rows that are powers of two.
@@ -318,8 +319,9 @@ def _plain_row_sum(t: tf.Tensor) -> tf.Tensor:
   In one, a sum of 8000 squares is off by 3e-6 of it; in two, by 4e-7.
   """
   *before, length = _dims(t)
-  if length >= 512 and length % _SLICES == 0:
-    t = tf.reshape(t, [*before, _SLICES, length // _SLICES])
+  pieces = max(n for n in range(1, 17) if length % n == 0)
+  if length >= 512 and pieces > 1:
+    t = tf.reshape(t, [*before, pieces, length // pieces])
     t = tf.reduce_sum(t, -1)
   return tf.reduce_sum(t, -1, keepdims=True)
 
@@ -725,7 +727,11 @@ def _valid_mean(o: _Operands) -> tf.Tensor:
 
 
 def _row_element(o: _Operands) -> tf.Tensor:
-  """An element of each row that is no outlier, unless there are two."""
+  """An element of each row, which one outlier does not decide.
+
+  In rows of 3, 5, 6 and 9 a low one in the middle does, on a CPU. There it does
+  no harm: in a short row an outlier is most of the deviation.
+  """
   size, rank = o.narrow.shape[-1], o.narrow.shape.rank
 
   def elements(*which):
@@ -800,8 +806,8 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   """`(k, offset, rstd)` with xhat = (x - k) * rstd + offset; `(rstd,)` for RMS.
 
   `k` and `offset` belong to a channel, `rstd` to a group; in lanes all belong
-  to a group, and `offset` is left out where it is 0. For rows on a CPU it is
-  `(k, rest, rstd)` with xhat = ((x - k) - rest) * rstd. For x near k the
+  to a group, and `offset` is left out where it is 0. Where `o.centred_row` they
+  are `(k, rest, rstd)` with xhat = ((x - k) - rest) * rstd. For x near k the
   difference x - k is exact, so nothing is lost where float32 cannot hold the
   mean: at mean 1e4 and deviation 1e-2, rounding the mean to float32 moves the
   result by 5e-2. Channels are combined on small tensors, so that what passes
@@ -865,7 +871,8 @@ def _standard(o: _Operands, x, statistics):
     return o.valid(x), o.spread(statistics[0]), None
   k, *offset, rstd = statistics
   if o.centred_row:
-    # Op by op it is there already, and no offset to add is a pass less.
+    # What the squares were taken of: op by op TensorFlow has it already, and an
+    # offset would be one more pass.
     return o.valid((x - k) - offset[0]), rstd, None
   offset = offset[0] if offset else None
   if o.lanes:
@@ -1111,8 +1118,10 @@ def _device_types(x: tf.Tensor) -> set[str]:
   return types & {'CPU', 'GPU', 'TPU'}
 
 
-# (spec, dtype, channels): {shape: elements that eager calls have brought}.
-_eager_work: dict[tuple, dict[tuple, int]] = {}
+# (spec, dtype, channels): shapes that eager calls compile.
+_compiled_shapes: dict[tuple, set[tuple]] = {}
+# The same and a shape: elements that eager calls have brought, until then.
+_eager_work: dict[tuple, int] = {}
 
 
 def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
@@ -1122,17 +1131,21 @@ def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
   """
   axes = {i for i in spec.gamma_axes if i} if spec.view is None else set()
   axes |= {at[0] for at in (spec.split, spec.view) if at}
-  sizes = tuple(x.shape[i] for i in sorted(axes))
-  work = _eager_work.setdefault((spec, x.dtype, sizes), {})
+  kind = spec, x.dtype, tuple(x.shape[i] for i in sorted(axes))
   shape = tuple(x.shape)
-  before = work.get(shape, 0)
-  if before >= _COMPILATION:
+  shapes = _compiled_shapes.setdefault(kind, set())
+  if shape in shapes:
     return True
-  # A list: another thread may add to it.
-  if sum(n >= _COMPILATION for n in list(work.values())) >= _MOST_SHAPES:
+  if len(shapes) >= _MOST_SHAPES:
     return False
-  work[shape] = before + math.prod(shape) + _CALL
-  return work[shape] >= _COMPILATION
+  if len(_eager_work) >= _MOST_COUNTED:
+    _eager_work.clear()  # Those that come often are soon back.
+  work = _eager_work.get((kind, shape), 0) + math.prod(shape) + _CALL
+  _eager_work[kind, shape] = work
+  if work < _COMPILATION:
+    return False
+  shapes.add(shape)
+  return True
 
 
 def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
