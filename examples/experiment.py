@@ -113,6 +113,17 @@ def restart(model: keras.Model, fresh: keras.Model) -> None:
       variable.assign(np.zeros(variable.shape))
 
 
+def steps_per_execution(steps: int) -> int:
+  """For `compile`: all `steps` at once, where Keras does that well.
+
+  Before 3.7 it drops steps at the end of the data, and refuses more than 32.
+  """
+  import keras  # Not at the top: workers of other programs do without.
+
+  version = tuple(map(int, keras.__version__.split('.')[:2]))
+  return steps if version >= (3, 7) else 1
+
+
 # --- The file -----------------------------------------------------------------
 
 

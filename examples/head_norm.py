@@ -282,7 +282,7 @@ def _compiled_model(variant: str, steps: int) -> keras.Model:
     ),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     jit_compile=True,
-    steps_per_execution=STEPS_PER_POINT,
+    steps_per_execution=experiment.steps_per_execution(STEPS_PER_POINT),
   )
   return model
 

@@ -470,7 +470,11 @@ def fpn_detector(
   logits, offsets = PerBox(box_head(make_norm, classes), name='head')(x)
   return keras.Model(
     {'image': image, 'boxes': box},
-    {'classes': logits, 'offsets': offsets},
+    # The first Keras 3 knows outputs by the names of layers only.
+    {
+      name: keras.layers.Identity(name=name)(x)
+      for name, x in (('classes', logits), ('offsets', offsets))
+    },
     name='fpn_detector',
   )
 

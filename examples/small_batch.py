@@ -272,7 +272,7 @@ def _compiled_model(key: str, shape: tuple[int, ...]) -> keras.Model:
     # Steps are short: XLA compiles each as a whole, and Python hears of them
     # once an epoch.
     jit_compile=True,
-    steps_per_execution=steps,
+    steps_per_execution=experiment.steps_per_execution(steps),
   )
   return model
 

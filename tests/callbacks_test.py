@@ -361,9 +361,11 @@ def test_when(generation):
   first, *_, last = steps(2)
   assert first == 0 and 6 <= last <= 12
   together = steps(2, update_freq=1, compiled={'steps_per_execution': 3})
-  assert len(together) == 5 and together[-1] - together[-2] == 3
-  uneven = steps(2, update_freq=1, compiled={'steps_per_execution': 4})
-  assert uneven == [0, 4, 6, 10, 12]
+  assert together == [0, 3, 6, 9, 12]
+  version = tuple(map(int, keras.__version__.split('.')[:2]))
+  if generation == 'tf_keras' or version >= (3, 7):  # Others drop the rest.
+    uneven = steps(2, update_freq=1, compiled={'steps_per_execution': 4})
+    assert uneven == [0, 4, 6, 10, 12]
 
 
 @pytest.mark.parametrize('update_freq', ['auto', 'epoch', 1])

@@ -549,9 +549,14 @@ class ActivationPercentiles(keras.callbacks.Callback):
   def on_train_batch_end(self, batch, logs=None):
     self._tick()
     before = self._step
-    # One execution may have been several steps; the last one of an epoch fewer
-    # than Keras 3 says.
-    steps = (self.params or {}).get('steps')
+    # One execution may have been several steps, and `batch` the last of them,
+    # before Keras 3.11 the first; the last one of an epoch has fewer.
+    together = getattr(self.model, 'steps_per_execution', 1)
+    # Keras 2 has a variable there, and always tells the last.
+    if isinstance(together, int) and batch % together == 0:
+      batch += together - 1
+    # The first Keras 3 has none before it tells them.
+    steps = (getattr(self, 'params', None) or {}).get('steps')
     if steps:
       batch = min(batch, steps - 1)
     self._step += batch - self._batch

@@ -37,8 +37,8 @@ _SAMPLING = 16
 _SLICES = 8
 
 # What a compilation costs under "auto", in elements that eager calls normalize
-# op by op, and what such a call costs whatever its size. Where a shape comes once
-# or ten times compiling is not worth its time on a CPU, by `first_call.py`.
+# op by op, and what such a call costs whatever its size. Where a shape comes
+# once or ten times it is not worth its time on a CPU, by `first_call.py`.
 _COMPILATION, _CALL = 20_000_000, 1_000_000
 
 # Most shapes that eager calls compile one kind of layer for; most not compiled
