@@ -34,7 +34,7 @@ def learns(model, batch_size=2, steps=3, idle=()):
   batch = models.made_batch(model, batch_size)
   losses = list(models.train(model, batch, steps))
   assert np.all(np.isfinite(losses))
-  assert losses[-1] < 0.95 * losses[0], losses
+  assert losses[-1] < 0.9 * losses[0], losses
   for weight, old in zip(model.trainable_weights, before, strict=True):
     # A step may be too small for a `gamma` of 1 to change.
     if old.ndim > 1 and weight.path not in idle:
@@ -203,7 +203,7 @@ def test_fpn_detector():
   assert norms(model, GROUP_NORM) == CONVOLUTIONS + 8 + 4
   assert len(kernels(model)) == CONVOLUTIONS + 8 + 4
   # No box in so small an image belongs to the coarsest level.
-  learns(model, steps=3, idle=['fpn5/kernel'])
+  learns(model, steps=5, idle=['fpn5/kernel'])
 
 
 def test_a_box_does_not_see_another():
