@@ -129,10 +129,22 @@ def test_nothing_to_mask(platform, monkeypatch):
     '_form',
     lambda spec, *_: dataclasses.replace(spec, platform=platform),
   )
-  x, mask = tf.zeros((2, 0, 3, 8)), tf.ones((2, 0), tf.bool)
-  y = functional.group_norm(x, groups=4, mask=mask, jit_compile=True)
-  assert y.shape == x.shape
-  assert functional.group_norm(x, groups=4, jit_compile=True).shape == x.shape
+  gamma = tf.ones(8)
+
+  def run(x, mask=None):
+    with tf.GradientTape() as tape:
+      tape.watch([x, gamma])
+      y = functional.group_norm(x, gamma, groups=4, mask=mask, jit_compile=True)
+    return y, *tape.gradient(y, [x, gamma])
+
+  unknown = tf.TensorSpec((None, None, None, 8))
+  in_graph = tf.function(run, input_signature=[unknown], autograph=False)
+  for shape in ((2, 0, 3, 8), (0, 6, 3, 8)):
+    x = tf.zeros(shape)
+    mask = tf.ones(shape[:2], tf.bool)
+    for y, dx, dgamma in (run(x), run(x, mask), in_graph(x)):
+      assert y.shape == dx.shape == shape
+      np.testing.assert_array_equal(dgamma, np.zeros(8))
 
 
 @cases.all_cases

@@ -59,6 +59,10 @@ def test_values_and_gradients(case, platform, as_on):
       (2, 4, 40, 40),
       (2, -1, 2, 2),
     ),
+    (functional.group_norm, {'groups': 2}, (2, 17, 17, 4), (2, -1, 2, 2)),
+    (functional.group_norm, {'groups': 2}, (2, 14, 14, 4), (2, -1, 2, 2)),
+    (functional.group_norm, {'groups': 2}, (2, 97, 4), (2, -1, 2, 2)),
+    (functional.group_norm, {'groups': 2}, (2, 3, 4), (2, -1, 2, 2)),
     (functional.group_norm, {'groups': 2}, (3, 700), (3, 1, 2, 350)),
     (functional.instance_norm, {'axis': 1}, (1, 2, 70, 70), (1, -1, 2, 1)),
     (functional.layer_norm, {}, (2, 900, 150), (-1, 1, 1, 150)),
@@ -129,6 +133,36 @@ def test_masked_constant_input_gives_beta(platform, as_on):
     )
     wanted = np.where(mask[..., None], beta, 0)
     np.testing.assert_array_equal(y, wanted)
+
+
+@pytest.mark.parametrize('axis', [-1, 1], ids=['last', 'first'])
+@pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
+def test_a_mask_at_a_large_mean(platform, axis, as_on):
+  """Wherever the padding is: each row of the mask has it elsewhere."""
+  as_on(platform)
+  rng = np.random.default_rng(0)
+  position = np.arange(16 * 5)
+  mask = np.stack(
+    [
+      position < 7,
+      position >= 61,
+      position == 42,
+      rng.random(80) < 0.3,
+      position % 2 == 0,
+    ]
+  ).reshape(5, 16, 5)
+  x = rng.normal(1e4, 1, (5, 16, 5, 8)).astype('float32')
+  x[~mask] = rng.choice([np.nan, -3e38, 0], size=x[~mask].shape)
+  moved = np.moveaxis(x, -1, axis)
+  y = functional.group_norm(
+    moved, groups=2, axis=axis, mask=mask, epsilon=1e-5, jit_compile=True
+  )
+  got = np.moveaxis(y.numpy(), axis, -1)
+  for sample, valid, result in zip(x, mask, got, strict=True):
+    wide = sample[valid].astype('float64').reshape(1, -1, 8)
+    wanted = reference.group_norm(wide, None, None, groups=2, epsilon=1e-5)
+    np.testing.assert_allclose(result[valid], wanted[0], rtol=0, atol=5e-6)
+    assert not np.any(result[~valid])
 
 
 def exactness(platform, mean, std, rng):

@@ -27,14 +27,17 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-# One part in 16 of a long axis, in 31 where that does not divide it, gives the
-# first estimate of the mean. Whatever the values are, it is then off by at most
+# One part in 16 of an axis, in 31 where that does not divide it, gives a first
+# estimate of the mean. Whatever the values are, it is then off by at most
 # sqrt(31) standard deviations, and the variance loses at most 5 of its 24 bits.
 _SAMPLING = 16
 
 # Most slices that `_folded_sum` adds up: 8 take half the time of 4, and 16 more
-# time than 8; and the fewest rows of which XLA:CPU makes a loop of its own.
-_SLICES, _ROWS = 8, 33
+# time than 8.
+_SLICES = 8
+
+# Fewest rows in a slice of whose sum XLA:CPU makes a loop of its own.
+_ROWS = 33
 
 # What a compilation costs under "auto", in elements that eager calls normalize
 # op by op, and what such a call costs whatever its size. Where a shape comes
@@ -58,7 +61,7 @@ _MOST_GROUPS = 256
 
 # Longest column that XLA:GPU is left to add up in one stage, and longest piece
 # of one in two. It pads and copies columns of 4096, depending on how many there
-# are, and takes the two sums of some of 784 one by one.
+# are; of the two sums of masked columns of 784 it makes two passes.
 _COLUMN, _COLUMN_PIECE = 256, 800
 
 
@@ -232,7 +235,7 @@ def _count(dims: Sequence[Any], dtype: tf.DType) -> tf.Tensor:
 
 
 def _folded_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
-  """`tf.reduce_sum(t, axes)` for XLA:CPU, of equal slices of one of `axes`.
+  """`tf.reduce_sum(t, axes)` for XLA:CPU, of slices of one of `axes`.
 
   Adding slices is elementwise work, which XLA:CPU vectorizes; it does not
   vectorize a reduction of an expression, which takes 4 times as long. The
@@ -243,10 +246,10 @@ def _folded_sum(t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     return tf.reduce_sum(t, axes)
   length = t.shape[axis]
   count = min(length, _SLICES)
-  # What remains of 10 to 32 rows it would take for one expression with the
-  # slices: 5.9 ms for 16 x 196 x 1024, 2.2 if the slices have 39 rows.
-  if 9 < length // count < _ROWS:
-    count = max(length // _ROWS, 1)
+  if 10 <= length // count < _ROWS:
+    # Of so few rows a sum is one expression with that of the slices, which is
+    # not vectorized: 5.9 ms for 16 x 196 x 1024, 2.2 with slices of 39 rows.
+    count = length // _ROWS
   size, rest = divmod(length, count)
   sizes = [size] * count + [rest] * (rest > 0)
   slices = tf.split(t, sizes, axis)
@@ -355,12 +358,12 @@ def _staged(reduce: Callable, t: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
     pieces = next(
       (
         p
-        for p in range(2, length + 1)
+        for p in range(2, length)
         if length % p == 0 and length // p <= _COLUMN_PIECE
       ),
       1,
     )
-    if length > _COLUMN and 1 < pieces < length:
+    if length > _COLUMN and pieces > 1:
       cut = [pieces, length // pieces]
       t = tf.reshape(t, dims[:first] + cut + dims[last + 1 :])
       t = reduce(t, first + 1, keepdims=True) / 2
@@ -698,6 +701,11 @@ class _Operands:
     return self.row and self.spec.platform in ('CPU', None)
 
   @property
+  def rows(self) -> bool:
+    """Whether what is left of the mean is taken off x - k, and not scaled."""
+    return self.centred_row or self.chain
+
+  @property
   def chain(self) -> bool:
     """Whether XLA:GPU computes each group in one kernel, see `_row`."""
     return self.row and self.spec.platform == 'GPU'
@@ -707,64 +715,61 @@ class _Operands:
 
 
 def _fullest_part(o: _Operands) -> tuple[tf.Tensor, tf.Tensor]:
-  """One part in up to `_SAMPLING` of `x`, and which of it a mask leaves in.
+  """One part in `_SAMPLING` of `x`, and which of it a mask leaves in.
 
   Of each sample the part with most of its valid positions: at least their
   share, wherever the padding is.
   """
-  axes, mask, tpu = o.spec.axes, o.spec.mask_axes, o.spec.platform == 'TPU'
+  mask, axes = o.spec.mask_axes, o.spec.axes
   axis = next(i for i in mask if i in axes)
-  dims, length = _dims(o.narrow), o.narrow.shape[axis] or 1
-  # A TPU would copy all of x to cut elsewhere than between its tiles of 8 rows.
-  tile = 8 if tpu and axis == len(dims) - 2 else 1
-  parts = max(
-    n
-    for n in range(1, _SAMPLING + 1)
-    if n == 1 or length % n == length // n % tile == 0
-  )
-  if (
-    parts == 1
-    or not all(i in axes for i in mask if i > axis)
-    # It picks slowly from what lies apart.
-    or (tpu and mask[:axis] != tuple(range(axis)))
+  dims, counted = _dims(o.narrow), _dims(o.counted)
+  before, after, length = dims[:axis], dims[axis + 1 :], dims[axis]
+  # What is reduced may differ from position to position. A TPU copies what it
+  # picks from, unless that lies together.
+  together = mask[:axis] == tuple(range(axis))
+  if not all(i in axes for i in mask if i > axis) or (
+    o.spec.platform == 'TPU' and not together
   ):
     return o.x, o.counted
-  before, after, size = dims[:axis], dims[axis + 1 :], length // parts
+  # The last of the parts may overlap.
+  size = (length + _SAMPLING - 1) // _SAMPLING
+  begins = tf.minimum(tf.range(_SAMPLING) * size, length - size)
+  places = begins[:, tf.newaxis] + tf.range(size)
+  valid = tf.cast(o.counted, tf.int32)
+  valid = tf.reduce_sum(valid, list(range(axis + 1, len(dims))))
+  share = tf.reduce_sum(tf.gather(valid, places, axis=axis), -1)
+  fullest = tf.gather(places, tf.argmax(share, -1, tf.int32))
   rows = functools.reduce(operator.mul, before, 1)
-  counted = _dims(o.counted)
-  valid = tf.reshape(o.counted, [*counted[:axis], parts, -1])
-  valid = tf.reduce_sum(tf.cast(valid, tf.int32), -1)
-  which = tf.argmax(valid, -1, tf.int32)
-  which = tf.reshape(tf.broadcast_to(which, before), [rows])
+  fullest = tf.reshape(tf.broadcast_to(fullest, [*before, size]), [rows, size])
 
   def part(t, after):
-    t = tf.reshape(t, [rows, parts, size, *after])
-    t = tf.gather(t, which, axis=1, batch_dims=1)
+    t = tf.reshape(t, [rows, length, *after])
+    t = tf.gather(t, fullest, axis=1, batch_dims=1)
     return tf.reshape(t, [*before, size, *after])
 
   valid = tf.broadcast_to(o.counted, [*before, *counted[axis:]])
-  return (
-    tf.cast(part(o.narrow, after), o.dtype),
-    part(valid, counted[axis + 1 :]),
-  )
+  x, valid = part(o.narrow, after), part(valid, counted[axis + 1 :])
+  return tf.cast(x, o.dtype), valid
 
 
 def _mean_of(o: _Operands, x: tf.Tensor, valid=None) -> tf.Tensor:
   """The mean of each channel of `x`, exact if all that is valid is equal.
 
-  A sum of equal numbers is off by rounding errors, but not their least nor
-  their largest. On a TPU these cost nothing where there is a sum.
+  A sum of equal numbers is off by rounding errors; between their least and
+  their largest the mean is not. On a TPU these two cost nothing beside a sum.
   """
   low = high = x
+  zero = tf.zeros([], o.dtype)
   if valid is not None:
-    limit, zero = tf.constant(o.dtype.max, o.dtype), tf.zeros([], o.dtype)
+    limit = tf.constant(o.dtype.max, o.dtype)
     low, high = tf.where(valid, x, limit), tf.where(valid, x, -limit)
     x = tf.where(valid, x, zero)
   (mean,) = o.add_up(x / o.size(x, valid))
   low, high = o.extreme(tf.reduce_min, low), o.extreme(tf.reduce_max, high)
   mean = tf.minimum(tf.maximum(mean, low), high)
-  # Of nothing it is 0.
-  return mean if valid is None else tf.where(low > high, zero, mean)
+  if valid is None and x.shape.num_elements():
+    return mean
+  return tf.where(low > high, zero, mean)  # Of nothing it is 0.
 
 
 def _row_element(o: _Operands) -> tf.Tensor:
@@ -796,40 +801,36 @@ def _row_element(o: _Operands) -> tf.Tensor:
 def _near_mean(o: _Operands) -> tf.Tensor:
   """For each channel a value near its mean, and equal to it if it is constant.
 
-  Differences from an element of a constant channel are exact zeros. One element
-  alone may be an outlier, far from the mean; the average difference of a part
-  of the channel mends that.
+  The mean of a part of it. Op by op and on a CPU or GPU that is an element plus
+  the average difference from it, exact zeros if the channel is constant.
   """
   axes = o.spec.axes
   if o.counted is not None:
     return _mean_of(o, *_fullest_part(o))
-  part = [slice(None)] * o.x.shape.rank
   sizes = o.narrow.shape
+  if o.spec.view and o.chain:
+    # Two elements of a row do; most is in `_row`. Cut out before the axis is:
+    # XLA:GPU reads all of a tensor of another shape for a part of it. A step of
+    # heads of 64 moves 8.20 times the size of x, and 8.26 times if a reduction
+    # finds the middle of the two.
+    at, _ = o.spec.view
+    before, size = [slice(None)] * at, sizes[at + 1]
+    a, b = (o.source[(*before, slice(i, None, size))] for i in (0, size // 2))
+    a, b = (tf.cast(tf.expand_dims(t, at + 1), o.dtype) for t in (a, b))
+    return a / 2 + b / 2
+  part = [slice(None)] * o.x.shape.rank
   long = [i for i in axes if sizes[i] is None or sizes[i] >= _SAMPLING]
   axis = next((i for i in [*long, *axes] if sizes[i] != 1), None)
   if axis is not None:
+    length = _dims(o.narrow)[axis]
     # An unknown size may be a small one.
-    some = _dims(o.narrow)[axis] // _SAMPLING
-    part[axis] = slice(0, max(some, 1) if sizes[axis] else tf.maximum(some, 1))
-  if o.spec.view and o.chain:
-    # Two elements of a row do; most is in `_row`. Cut out before the axis is:
-    # XLA:GPU reads all of a tensor of another shape for a part of it. Without a
-    # reduction it picks them anew wherever they are wanted: 8.19 T for a step
-    # of heads of 64, not 8.26.
-    axis, _ = o.spec.view
-    before, size = [slice(None)] * axis, sizes[axis + 1]
-    a, b = (
-      tf.expand_dims(o.source[(*before, slice(i, None, size))], axis + 1)
-      for i in (0, size // 2)
-    )
-    a, b = tf.cast(a, o.dtype), tf.cast(b, o.dtype)
-    return a + (b - a) / 2
-  some = o.narrow[tuple(part)]
-  wide = tf.cast(some, o.dtype)
-  if o.spec.platform == 'TPU' and wide.shape.num_elements() != 0:
-    return _mean_of(o, wide)
-  first = tf.cast(o.first(some), o.dtype)
-  return first + o.add_up(wide - first)[0] / o.size(wide)
+    least = max if isinstance(length, int) else tf.maximum
+    part[axis] = slice(0, least(length // _SAMPLING, 1))
+  some = tf.cast(o.narrow[tuple(part)], o.dtype)
+  if o.spec.platform == 'TPU':
+    return _mean_of(o, some)
+  first = o.first(some)
+  return first + o.add_up(some - first)[0] / o.size(some)
 
 
 def _variance(mean: tf.Tensor, square: tf.Tensor) -> tf.Tensor:
@@ -843,8 +844,8 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   """`(k, offset, rstd)` with xhat = (x - k) * rstd + offset; `(rstd,)` for RMS.
 
   `k` and `offset` belong to a channel, `rstd` to a group; in lanes all belong
-  to a group, and `offset` is left out where it is 0. Where `o.centred_row` they
-  are `(k, rest, rstd)` with xhat = ((x - k) - rest) * rstd. For x near k the
+  to a group, and `offset` is left out where it is 0. Where `o.rows` they are
+  `(k, rest, rstd)` with xhat = ((x - k) - rest) * rstd. For x near k the
   difference x - k is exact, so nothing is lost where float32 cannot hold the
   mean: at mean 1e4 and deviation 1e-2, rounding the mean to float32 moves the
   result by 5e-2. Channels are combined on small tensors, so that what passes
@@ -883,7 +884,7 @@ def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
   variance = _variance(delta, square)
   if o.spec.split is None:
     rstd = tf.math.rsqrt(variance + epsilon)
-    return k, delta if o.chain else -delta * rstd, rstd
+    return k, delta if o.rows else -delta * rstd, rstd
   # Means as distances from one number for the group, and the variance between.
   mean = delta + (k - o.spread(o.first_channel(k)))
   away = mean - o.spread(o.combine(mean))
@@ -907,7 +908,7 @@ def _standard(o: _Operands, x, statistics):
   if o.spec.rms:
     return o.valid(x), o.spread(statistics[0]), None
   k, *offset, rstd = statistics
-  if o.centred_row or o.chain:
+  if o.rows:
     # What the squares were taken of: op by op TensorFlow has it already, and an
     # offset would be one more pass.
     return o.valid((x - k) - offset[0]), rstd, None
@@ -1032,9 +1033,10 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
       o.spread(o.combine(times_gamma(t) / o.channel_size))
       for t in (dbeta, dgamma)
     )
-    # It is the same number: without, XLA makes one sum, and one more pass, of
-    # the two that are nested here.
-    dbeta = tf.maximum(dbeta, -tf.abs(dbeta))
+    if spec.platform:
+      # It is dbeta. Of the two sums that are nested here XLA would make one,
+      # and one more pass.
+      dbeta = tf.maximum(dbeta, -tf.abs(dbeta))
     dgamma, dbeta = (
       tf.reduce_sum(t, o.without(axes))
       for t, axes in zip((dgamma, dbeta), spans, strict=True)
