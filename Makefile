@@ -46,7 +46,7 @@ consumers: .venv-consumers/.consumers ## Check that LiteRT, ONNX and OpenVINO ru
 	.venv-consumers/bin/python -m pytest -q tests/consumers_check.py
 
 bench: .venv-bench/.bench ## Measure speed and memory; takes a while, wants an idle machine
-	.venv-bench/bin/python benchmarks/xla_cost.py --write
+	.venv-bench/bin/python benchmarks/xla_cost.py --targets=a100,h100,v5e,v6e --write
 	.venv-bench/bin/python benchmarks/memory.py --write
 	.venv-bench/bin/python benchmarks/first_call.py --write
 	.venv-bench/bin/python benchmarks/cpu.py --write

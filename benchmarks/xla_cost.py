@@ -182,27 +182,34 @@ class Compiler:
 
 
 def _not_gathered(hlo: str) -> int:
-  """Bytes that a count takes for read, but a gather inside a kernel leaves.
+  """Bytes that a count takes for read, but gathers inside a kernel leave.
 
-  XLA's count knows that a gather reads what it returns; of one that it has
-  fused it counts all of the operand.
+  XLA's count knows that a gather reads what it returns; of an operand of one
+  that it has fused it counts all, once.
   """
   result = 0
-  for body in re.findall(r'^%\S+ \(.*?^}', hlo, re.M | re.S):
-    lines = re.findall(
-      r'^ +(?:ROOT )?%(\S+) = (\S+) ([\w\-]+)\((.*)', body, re.M
-    )
-    ops = {name: (shape, op, rest) for name, shape, op, rest in lines}
-
-    def source(name, ops=ops):
-      while ops[name][1] in ('bitcast', 'reshape'):
-        name = re.match(r'%([^\s,)]+)', ops[name][2])[1]
-      return name
-
-    for shape, op, rest in ops.values():
-      operand = op == 'gather' and source(re.match(r'%([^\s,)]+)', rest)[1])
-      if operand and ops[operand][1] == 'parameter':
-        result += _bytes(ops[operand][0]) - _bytes(shape)
+  fused = set(re.findall(r' fusion\(.*calls=%([^\s,]+)', hlo))
+  for name, body in re.findall(r'^%(\S+) \((.*?)^}', hlo, re.M | re.S):
+    if name not in fused:
+      continue
+    users, shapes, kinds = collections.defaultdict(list), {}, {}
+    for op, shape, kind, operands in re.findall(
+      r'^ +(?:ROOT )?%(\S+) = (\S+) ([\w\-]+)\(([^)]*)', body, re.M
+    ):
+      shapes[op], kinds[op] = shape, kind
+      for i, operand in enumerate(re.findall(r'%([^\s,]+)', operands)):
+        users[operand].append((op, i))
+    for parameter in (op for op, kind in kinds.items() if kind == 'parameter'):
+      readers = users[parameter]
+      while any(kinds[op] == 'bitcast' for op, _ in readers):
+        readers = [
+          reader
+          for op, i in readers
+          for reader in (users[op] if kinds[op] == 'bitcast' else [(op, i)])
+        ]
+      if readers and all(kinds[op] == 'gather' and not i for op, i in readers):
+        read = sum(_bytes(shapes[op]) for op, _ in readers)
+        result += max(_bytes(shapes[parameter]) - read, 0)
   return result
 
 

@@ -826,11 +826,11 @@ def _near_mean(o: _Operands) -> tf.Tensor:
     # An unknown size may be a small one.
     least = max if isinstance(length, int) else tf.maximum
     part[axis] = slice(0, least(length // _SAMPLING, 1))
-  some = tf.cast(o.narrow[tuple(part)], o.dtype)
+  some = o.narrow[tuple(part)]
+  first, wide = tf.cast(o.first(some), o.dtype), tf.cast(some, o.dtype)
   if o.spec.platform == 'TPU':
-    return _mean_of(o, some)
-  first = o.first(some)
-  return first + o.add_up(some - first)[0] / o.size(some)
+    return _mean_of(o, wide)
+  return first + o.add_up(wide - first)[0] / o.size(wide)
 
 
 def _variance(mean: tf.Tensor, square: tf.Tensor) -> tf.Tensor:
