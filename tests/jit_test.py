@@ -54,6 +54,35 @@ def test_where_it_compiles(jit_compile, shape, compiled):
   assert bool(compiled_functions(traced(jit_compile, shape))) == compiled
 
 
+@pytest.mark.parametrize(
+  'dtype, shape, compiled',
+  [
+    ('float32', (31, 1024), True),
+    ('float32', (32, 1024), False),
+    ('float32', (64, 1024), False),
+    ('float32', (65, 1024), True),
+    ('float32', (None, 1024), True),
+    ('bfloat16', (7, 1024), True),
+    ('bfloat16', (8, 1024), False),
+    ('float16', (64, 1024), False),
+    ('float16', (65, 1024), True),
+    ('float64', (64, 1024), True),
+  ],
+)
+def test_too_small_to_gain(monkeypatch, dtype, shape, compiled):
+  """On a CPU. What is to run on an accelerator is compiled."""
+
+  def compiles():
+    function = tf.function(lambda x: functional.layer_norm(x), autograph=False)
+    x = tf.TensorSpec(shape, dtype)
+    return bool(compiled_functions(function.get_concrete_function(x)))
+
+  assert compiles() == compiled
+  monkeypatch.setattr(kernel, '_device_compiles', lambda device: True)
+  monkeypatch.setattr(kernel, '_device_types', lambda x: {'CPU', 'GPU'})
+  assert compiles()
+
+
 @pytest.mark.parametrize('jit_compile', [True, False, 'auto'])
 def test_plain_inside_a_whole_graph_compilation(jit_compile):
   assert not compiled_functions(traced(jit_compile, outer=True))
