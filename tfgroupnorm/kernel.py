@@ -855,57 +855,58 @@ def _variance(mean: tf.Tensor, square: tf.Tensor) -> tf.Tensor:
   return tf.where(tf.math.is_inf(square), square, variance)
 
 
-def _statistics(o: _Operands) -> tuple[tf.Tensor, ...]:
-  """`(k, offset, rstd)` with xhat = (x - k) * rstd + offset; `(rstd,)` for RMS.
+def _statistics(o: _Operands) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
+  """`(k, rest, rstd)` with xhat = ((x - k) - rest) * rstd; `(rstd,)` for RMS.
 
-  `k` and `offset` belong to a channel, `rstd` to a group; in lanes all belong
-  to a group, and `offset` is left out where it is 0. Where
-  `o.subtracts_rest` they are `(k, rest, rstd)` with
-  xhat = ((x - k) - rest) * rstd. For x near k the difference x - k is exact, so
-  nothing is lost where float32 cannot hold the mean: at mean 1e4 and deviation
-  1e-2, rounding the mean to float32 moves the result by 5e-2. Channels are
-  combined on small tensors, so that what passes over `x` sees one number for
-  each of them.
+  Beside them what `_standard` calls `d`, if it is there: op by op it would be
+  one more pass over `x` to compute it again.
+
+  `k` and `rest` belong to a channel, `rstd` to a group; in lanes all belong to
+  a group, and `rest` is left out where it is 0. For x near k the difference
+  x - k is exact, so nothing is lost where float32 cannot hold the mean: at mean
+  1e4 and deviation 1e-2, rounding the mean to float32 moves the result by 5e-2.
+  Channels are combined on small tensors, so that what passes over `x` sees one
+  number for each of them.
   """
   epsilon = o.spec.epsilon
   if o.spec.rms:
     if o.lanes:
-      return (tf.math.rsqrt(o.lanes.mean_square(o.x) + epsilon),)
-    return (tf.math.rsqrt(o.mean(o.part_of_group(o.x * o.x)) + epsilon),)
+      return (tf.math.rsqrt(o.lanes.mean_square(o.x) + epsilon),), None
+    square = o.mean(o.part_of_group(o.x * o.x))
+    return (tf.math.rsqrt(square + epsilon),), None
   # In exact arithmetic the result does not depend on k: no gradient through it.
   if o.lanes and o.source.dtype == tf.bfloat16:
     # float32 holds the mean of such values to 1e-4 of a deviation, and that of
     # equal ones exactly: one tensor less to spread.
     mean = o.lanes.mean(o.x, 1)
     d = o.x - o.spread(mean)
-    return mean, tf.math.rsqrt(o.lanes.mean_square(d) + epsilon)
+    return (mean, tf.math.rsqrt(o.lanes.mean_square(d) + epsilon)), d
   if o.lanes:
     k = tf.stop_gradient(_row_element(o))
     d = o.x - o.spread(k)
     delta, square = o.lanes.mean(d, 3), o.lanes.mean_square(d)
-    rstd = tf.math.rsqrt(_variance(delta, square) + epsilon)
-    return k, -delta * rstd, rstd
+    return (k, delta, tf.math.rsqrt(_variance(delta, square) + epsilon)), d
   if o.centred_row:
     # It is read twice, but so it is by these platforms for two sums.
     k = o.valid(tf.stop_gradient(_row_element(o)))
     d = o.x - k
     rest = o.mean(d)
     d -= rest
-    return k, rest, tf.math.rsqrt(o.mean(d * d) + epsilon)
+    return (k, rest, tf.math.rsqrt(o.mean(d * d) + epsilon)), d
   k = tf.stop_gradient(_near_mean(o))
   if o.counted is None:
     k = o.valid(k)
-  d, e = (o.part_of_group(t) for t in o.differences(o.x, k))
-  delta, square = o.means(d, e)
+  differences = o.differences(o.x, k)
+  delta, square = o.means(*map(o.part_of_group, differences))
+  d = None if o.spec.platform == 'GPU' else differences[1]
   variance = _variance(delta, square)
   if o.spec.split is None:
-    rstd = tf.math.rsqrt(variance + epsilon)
-    return k, delta if o.subtracts_rest else -delta * rstd, rstd
+    return (k, delta, tf.math.rsqrt(variance + epsilon)), d
   # Means as distances from one number for the group, and the variance between.
   mean = delta + (k - o.spread(o.first_channel(k)))
   away = mean - o.spread(o.combine(mean))
   rstd = tf.math.rsqrt(o.combine(variance + away * away) + epsilon)
-  return k, (away - delta) * o.spread(rstd), rstd
+  return (k, delta - away, rstd), d
 
 
 def _line(t, scale, offset):
@@ -915,7 +916,7 @@ def _line(t, scale, offset):
   return t if offset is None else t + offset
 
 
-def _standard(o: _Operands, x, statistics):
+def _standard(o: _Operands, x, statistics, d=None):
   """`(d, scale, offset)` with xhat = d * scale + offset.
 
   `scale` and `offset` have the size of the channels, so that a product with
@@ -923,17 +924,17 @@ def _standard(o: _Operands, x, statistics):
   """
   if o.spec.rms:
     return o.valid(x), o.spread(statistics[0]), None
-  k, *offset, rstd = statistics
+  k, *rest, rstd = statistics
   if o.subtracts_rest:
-    # What the squares were taken of: op by op TensorFlow has it already, and an
-    # offset would be one more pass.
-    return o.valid((x - k) - offset[0]), rstd, None
-  offset = offset[0] if offset else None
-  if o.lanes:
-    k = o.spread(k)
-    offset = None if offset is None else o.spread(offset)
-  _, d = o.differences(x, k)
+    # What the squares were taken of. An offset would be one more pass.
+    return o.valid((x - k) - rest[0] if d is None else d), rstd, None
   scale = o.spread(rstd)
+  if o.lanes:
+    offset = o.spread(-rest[0] * rstd) if rest else None
+  else:
+    offset = -rest[0] * scale
+  if d is None:
+    _, d = o.differences(x, o.spread(k) if o.lanes else k)
   return o.valid(d), -scale if o.spec.platform == 'GPU' else scale, offset
 
 
@@ -971,8 +972,8 @@ def forward(spec: Spec, x, gamma, beta, gate, mask):
     statistics = ()
     y = _line(_row(o, o.x)[0], o.gamma, o.beta)
   else:
-    statistics = _statistics(o)
-    y = _affine(o, *_standard(o, o.x, statistics))
+    statistics, d = _statistics(o)
+    y = _affine(o, *_standard(o, o.x, statistics, d))
   y = ACTIVATIONS[spec.activation][0](y)
   if o.gate is not None:
     y *= ACTIVATIONS[spec.gate_activation][0](o.gate)
@@ -1005,8 +1006,9 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
   """
   o, dtype = _Operands(spec, x, gamma, beta, gate, mask), x.dtype
   spec = o.spec
+  d = None
   if not statistics:
-    statistics = _statistics(o)
+    statistics, d = _statistics(o)
   activation, slope = ACTIVATIONS[spec.activation]
   gating, gate_slope = ACTIVATIONS[spec.gate_activation]
   upstream = o.valid(o.enter(dy))
@@ -1030,11 +1032,12 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
   if o.lanes:
     # XLA shares products: it would keep x - k from the forward pass.
     statistics = [_after(s, dy) for s in statistics]
-  rstd = o.spread(statistics[-1])
-  d, scale, offset = _standard(o, x, statistics)
-  z = _affine(o, d, scale, offset)
+  d, scale, offset = _standard(o, x, statistics, d)
+  z = dgate = None
+  if spec.activation or o.gate is not None:
+    # Op by op it would be computed even if nobody asked for it.
+    z = _affine(o, d, scale, offset)
   dz = until_affine(z)
-  dgate = None
   if o.gate is not None:
     dgate = upstream * activation(z) * gate_slope(o.gate)
     dgate = o.leave(o.valid(dgate), gate.dtype)
@@ -1061,8 +1064,9 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     xhat = _line(d, scale, offset)
     dgamma, dbeta = o.parameter_sums((dz * xhat, dz), parameters, spans)
     if not o.chain and not o.lanes:
-      mean = o.mean(times_gamma(dz))
-      mean_xhat = times_xhat(mean, o.mean(times_gamma(dz) * d))
+      dxhat = times_gamma(dz)
+      mean = o.mean(dxhat)
+      mean_xhat = times_xhat(mean, o.mean(dxhat * d))
 
   if spec.platform == 'GPU':
     # What the sums have made of x is cheaper made again than read.
@@ -1071,12 +1075,17 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     xhat, rstd = _row(o, x)
     dxhat = times_gamma(until_affine(_line(xhat, o.gamma, o.beta)))
     dx = (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
+  elif o.lanes and spec.rms:
+    # Of x, and not of xhat: 675 kilocycles for a step on a v5e, not 804. The
+    # third power of rstd alone might be 0.
+    (rstd,) = statistics
+    dxhat = times_gamma(dz)
+    mean_xhat = rstd * o.mean(dxhat * d)
+    dx = dxhat * scale - d * o.spread(rstd * (rstd * mean_xhat))
   elif o.lanes:
     dxhat = times_gamma(dz)
     mean_xhat = o.mean(dxhat * xhat)
-    dx = dxhat - xhat * o.spread(mean_xhat)
-    if not spec.rms:
-      dx -= o.spread(o.mean(dxhat))
+    dx = dxhat - xhat * o.spread(mean_xhat) - o.spread(o.mean(dxhat))
     # Spread anew where there is an offset: a step of heads takes a v5e 1650
     # kilocycles, not 1730. Where there is none, in bfloat16, 1070, not 1190.
     if offset is not None:
@@ -1086,7 +1095,12 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     if spec.platform == 'GPU':
       d, scale, offset = _standard(o, x, statistics)
       dz = until_affine(_affine(o, d, scale, offset))
-    dx = times_gamma(dz) * rstd - d * (scale * rstd * mean_xhat)
+      dxhat = times_gamma(dz)
+    # On a GPU `d` is k - x, and `scale` negative.
+    rstd = -scale if spec.platform == 'GPU' and not spec.rms else scale
+    # With gamma on the small side where it is one number for a channel.
+    dx = dz * times_gamma(rstd) if o.constant_affine else dxhat * rstd
+    dx -= d * (scale * rstd * mean_xhat)
     if not spec.rms:
       dx -= rstd * (mean if offset is None else mean + offset * mean_xhat)
   dgamma, dbeta = (
