@@ -2,6 +2,7 @@
 
 import re
 
+import digits
 import pytest
 
 import programs
@@ -23,4 +24,8 @@ def test_one_epoch(tmp_path):
   'flag', ['--norm=nothing', '--batch_size=0', '--epochs=0', '--groups=5']
 )
 def test_bad_flags(flag):
-  programs.check_bad_flag('digits', flag)
+  programs.check_refused(digits, flag)
+
+
+def test_a_bad_flag_ends_the_program():
+  programs.check_bad_flag('digits', '--groups=5')

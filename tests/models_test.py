@@ -11,7 +11,6 @@ import models
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 import programs
 import tfgroupnorm
@@ -341,9 +340,8 @@ def test_program():
 @pytest.fixture
 def parse():
   """Parses a command line; the flags exist for one test."""
-  with flagsaver.flagsaver():
-    models.define_flags()
-    yield lambda *given: flags.FLAGS(['models', *given])
+  with programs.flags_of(models) as parse:
+    yield parse
 
 
 @pytest.mark.parametrize(

@@ -196,8 +196,11 @@ def test_findings(differences, said):
     ['--groups=5'],
     ['--train_size=1797'],
     ['--dataset=cifar10', '--train_size=49999'],
-    ['--quick', '--epochs=3'],
   ],
 )
 def test_bad_flags(flags):
-  programs.check_bad_flag('small_batch', *flags)
+  programs.check_refused(small_batch, *flags)
+
+
+def test_a_bad_flag_ends_the_program():
+  programs.check_bad_flag('small_batch', '--quick', '--epochs=3')
