@@ -10,7 +10,11 @@ import programs
 
 def test_one_epoch(tmp_path):
   result = programs.run(
-    'digits', '--norm=group', '--epochs=1', f'--output={tmp_path}'
+    'digits',
+    '--norm=group',
+    '--epochs=1',
+    '--batch_size=16',
+    f'--output={tmp_path}',
   )
   assert result.returncode == 0, result.stderr
   row = re.search(r'^GroupNorm +([\d.]+)', result.stdout, re.MULTILINE)
