@@ -16,10 +16,10 @@ import programs
 
 
 def test_main_finding_also_after_an_interruption(tmp_path):
-  command = ('small_batch', '--quick', f'--output={tmp_path}')
+  # One run at a time: those in progress when it ends were for nothing.
+  command = 'small_batch', '--quick', '--workers=1', f'--output={tmp_path}'
   path = tmp_path / small_batch.RESULTS
-  # One run at a time: what is in progress when it ends was for nothing.
-  process = programs.start(*command, '--workers=1')
+  process = programs.start(*command)
   while process.poll() is None and not (path.exists() and path.read_text()):
     time.sleep(0.1)
   process.send_signal(signal.SIGINT)
