@@ -32,10 +32,10 @@ fpn: .venv/.examples ## Train a detector on two images of 800x1088, for 3 steps
 	.venv/bin/python examples/models.py --model=fpn
 
 test: lint ## Lint, then run all tests
-	.venv/bin/python -m pytest -q -n 2
+	.venv/bin/python -m pytest -q -n 2 --dist=worksteal
 
 test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
-	.venv-oldest/bin/python -m pytest -q -n 2
+	.venv-oldest/bin/python -m pytest -q -n 2 --dist=worksteal
 
 lint: .venv/.test ## Check style and types
 	.venv/bin/ruff check

@@ -624,6 +624,8 @@ def compile_model(model: keras.Model) -> None:
     # XLA has no `crop_and_resize`. The norms compile their kernels themselves.
     jit_compile=False,
   )
+  # The first step that makes variables is traced twice.
+  optimizer.build(model.trainable_variables)
 
 
 def train(model: keras.Model, batch: tuple[Any, Any], steps: int):

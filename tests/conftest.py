@@ -1,5 +1,6 @@
 """Set before TensorFlow is imported; shared helpers are in `cases`."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -12,6 +13,11 @@ os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ['KERAS_BACKEND'] = 'tensorflow'
 # Where Python finds what a program there imports.
 sys.path.append(str(pathlib.Path(__file__).parent.parent / 'examples'))
+
+
+def pytest_collection_finish():
+  """What is imported stays: whoever looks for garbage may leave it out."""
+  gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import re
 
+import digits
 import pytest
 
 import programs
@@ -9,7 +10,11 @@ import programs
 
 def test_one_epoch(tmp_path):
   result = programs.run(
-    'digits', '--norm=group', '--epochs=1', f'--output={tmp_path}'
+    'digits',
+    '--norm=group',
+    '--epochs=1',
+    '--batch_size=16',
+    f'--output={tmp_path}',
   )
   assert result.returncode == 0, result.stderr
   row = re.search(r'^GroupNorm +([\d.]+)', result.stdout, re.MULTILINE)
@@ -23,4 +28,8 @@ def test_one_epoch(tmp_path):
   'flag', ['--norm=nothing', '--batch_size=0', '--epochs=0', '--groups=5']
 )
 def test_bad_flags(flag):
-  programs.check_bad_flag('digits', flag)
+  programs.check_refused(digits, flag)
+
+
+def test_a_bad_flag_ends_the_program():
+  programs.check_bad_flag('digits', '--groups=5')

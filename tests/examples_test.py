@@ -29,6 +29,7 @@ def test_group_division(tmp_path):
     '--train_size=512',
     '--contrast=1',
     '--seeds=1',
+    '--workers=1',
     f'--output={tmp_path}',
   )
   assert result.returncode == 0, result.stderr
@@ -61,6 +62,7 @@ def test_head_norm(tmp_path):
     '--variants=output,leak_channels',
     '--seeds=1',
     '--steps=100',
+    '--workers=1',
     f'--output={tmp_path}',
   )
   assert result.returncode == 0, result.stderr

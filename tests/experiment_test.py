@@ -9,7 +9,6 @@ import sys
 import time
 
 import experiment
-import keras
 import numpy as np
 import pytest
 
@@ -184,6 +183,7 @@ def test_summaries():
 
 def test_restart():
   """As just compiled: other weights, no momentum, the same learning rate."""
+  import keras  # Not at the top: the workers of `run` do without.
 
   def make():
     return keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

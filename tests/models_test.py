@@ -11,7 +11,6 @@ import models
 import numpy as np
 import pytest
 from absl import flags
-from absl.testing import flagsaver
 
 import programs
 import tfgroupnorm
@@ -197,13 +196,13 @@ def test_roi_align_at_the_border(height, width, boxes):
 
 
 def test_fpn_detector():
-  """Steps on 2 images of 416x544; `make fpn` takes them at 800x1088."""
-  model = models.fpn_detector(GROUP_NORM, input_shape=(416, 544, 3))
+  """Steps on 2 images of 320x352; `make fpn` takes them at 800x1088."""
+  model = models.fpn_detector(GROUP_NORM, input_shape=(320, 352, 3), boxes=32)
   # Of the backbone, of two convolutions at each of four levels, of the head.
   assert norms(model, GROUP_NORM) == CONVOLUTIONS + 8 + 4
   assert len(kernels(model)) == CONVOLUTIONS + 8 + 4
   # No box in so small an image belongs to the coarsest level.
-  learns(model, steps=5, idle=['fpn5/kernel'])
+  learns(model, steps=3, idle=['fpn5/kernel'])
 
 
 def test_a_box_does_not_see_another():
@@ -341,9 +340,8 @@ def test_program():
 @pytest.fixture
 def parse():
   """Parses a command line; the flags exist for one test."""
-  with flagsaver.flagsaver():
-    models.define_flags()
-    yield lambda *given: flags.FLAGS(['models', *given])
+  with programs.flags_of(models) as parse:
+    yield parse
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,14 @@
 """Runs the programs in `examples/` as their make targets do."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
 import sys
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,12 +36,34 @@ def run(name, *flags):
   return finish(start(name, *flags))
 
 
+@contextlib.contextmanager
+def flags_of(module):
+  """Meanwhile this program's flags exist; gives what parses a command line."""
+  with flagsaver.flagsaver():
+    module.define_flags()
+    yield lambda *given: flags.FLAGS([module.__name__, *given])
+
+
+def check_refused(module, *given):
+  """The last of these flags is refused, with a message that names it."""
+  with flags_of(module) as parse, pytest.raises(flags.Error) as error:
+    parse(*given)
+  assert flag_name(given[-1]) in str(error.value)
+
+
 def check_bad_flag(name, *given):
-  """The last of these flags ends the program with a message that names it."""
+  """The last of these flags ends the program with a message that names it.
+
+  It starts slowly: whatever else it refuses is for `check_refused`.
+  """
   result = run(name, *given)
   assert result.returncode != 0
-  assert given[-1].split('=')[0].lstrip('-') in result.stderr
+  assert flag_name(given[-1]) in result.stderr
   assert 'Traceback' not in result.stderr
+
+
+def flag_name(given):
+  return given.split('=')[0].lstrip('-')
 
 
 def is_small_picture(path):

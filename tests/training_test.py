@@ -1,5 +1,6 @@
 """The layers in models: built in every way, trained in every way."""
 
+import functools
 import importlib
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_learns(generation, make):
   assert losses[-1] < 0.5 * losses[0]
 
 
+@functools.cache
+def without_compilation(generation):
+  """Weights, and the losses of a training from there, op by op."""
+  importlib.import_module(generation).utils.set_random_seed(0)
+  model = functional(generation, jit_compile=False)
+  start = model.get_weights()
+  return start, fit(generation, model, epochs=2, run_eagerly=True)
+
+
 @cases.both_kerases
 @pytest.mark.parametrize(
   'how, jit_compile',
@@ -120,14 +130,10 @@ def test_learns(generation, make):
 )
 def test_every_way_to_fit_agrees(generation, how, jit_compile):
   """The same losses, whoever compiles what."""
-  keras = importlib.import_module(generation)
-  keras.utils.set_random_seed(0)
+  start, wanted = without_compilation(generation)
   model = functional(generation, jit_compile=jit_compile)
-  start = model.get_weights()
+  model.set_weights(start)
   losses = fit(generation, model, epochs=2, **HOW[how])
-  plain = functional(generation, jit_compile=False)
-  plain.set_weights(start)
-  wanted = fit(generation, plain, epochs=2, run_eagerly=True)
   np.testing.assert_allclose(losses, wanted, rtol=1e-4)
   assert losses[1] != losses[0] and np.all(np.isfinite(losses))
   normalizes(model)

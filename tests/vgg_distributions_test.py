@@ -44,4 +44,8 @@ def test_layer_norm_is_that_of_the_paper():
 
 @pytest.mark.parametrize('flag', ['--norms=none,nothing', '--epochs=0'])
 def test_bad_flags(flag):
-  programs.check_bad_flag('vgg_distributions', flag)
+  programs.check_refused(vgg_distributions, flag)
+
+
+def test_a_bad_flag_ends_the_program():
+  programs.check_bad_flag('vgg_distributions', '--norms=none,nothing')
