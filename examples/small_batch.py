@@ -77,7 +77,7 @@ CHUNK, COPIES = 8192, 8
 QUICK = {
   'norms': ('group', 'batch'),
   'batch_sizes': (BASE, 2),
-  'epochs': 5,
+  'epochs': 10,
   'seeds': 1,
 }
 QUICK_MARGIN = 1.0
