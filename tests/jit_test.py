@@ -69,7 +69,7 @@ def test_where_it_compiles(jit_compile, shape, compiled):
     ('float64', (64, 1024), True),
   ],
 )
-def test_too_small_to_gain(monkeypatch, dtype, shape, compiled):
+def test_sizes_that_gain_nothing(monkeypatch, dtype, shape, compiled):
   """On a CPU. What is to run on an accelerator is compiled."""
 
   def compiles():

@@ -106,6 +106,41 @@ def test_second_order(case, jit_compile):
   assert not np.any(results[1][0].numpy()[~lay(mask, case)])
 
 
+def squares(x, **options):
+  return functional.layer_norm(x, axis=[1, 2], rms=True, **options)
+
+
+def gated(x, gate, **options):
+  return functional.head_norm(
+    x, num_heads=2, gate=gate, gate_activation='silu', **options
+  )
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize('normalize, tensors', [(squares, 1), (gated, 2)])
+def test_second_order_of_squares_and_gates(normalize, tensors, jit_compile):
+  """As above: statistics about zero, and what a gate holds."""
+  rng = np.random.default_rng(0)
+  mask = np.array([[True] * 5 + [False] * 2, [False] + [True] * 6])
+  clean = rng.normal(1, 1, (tensors, 2, 7, 8)).astype('float32')
+  dirty = np.where(mask[..., np.newaxis], clean, np.float32(np.nan))
+  results = []
+  for given in (clean, dirty):
+    arguments = [tf.constant(t) for t in given]
+    with tf.GradientTape() as outer:
+      outer.watch(arguments)
+      with tf.GradientTape() as inner:
+        inner.watch(arguments)
+        y = normalize(*arguments, mask=mask, jit_compile=jit_compile)
+        loss = tf.reduce_sum(tf.sin(y))
+      slopes = inner.gradient(loss, arguments)
+      slope = tf.add_n([tf.reduce_sum(g**2) for g in slopes])
+    results.append(outer.gradient(slope, arguments))
+  for wanted, got in zip(*results, strict=True):
+    assert np.any(wanted)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+
+
 @cases.compiled_or_plain
 def test_an_outlier_behind_padding(jit_compile):
   """As exact as without the padding."""

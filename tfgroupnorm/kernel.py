@@ -49,11 +49,11 @@ _TWO_SUMS = range(56, 5 * _SLICE_ROWS)
 # once or ten times it is not worth its time on a CPU, by `first_call.py`.
 _COMPILATION, _CALL = 20_000_000, 1_000_000
 
-# Sizes in elements, of 2 or 4 bytes, that "auto" leaves op by op in a graph for
-# a CPU. XLA cuts the loops over such for its threads and waits for them longer
-# than that saves: a step of LN (2,64,512) takes 0.61 ms compiled and 0.44 op by
-# op, of (1,128,768) 0.63 and 0.76. Of less it cuts few loops.
-_SMALL = {2: range(2**13, 2**16 + 1), 4: range(2**15, 2**16 + 1)}
+# How many elements, of 2 or 4 bytes, "auto" leaves op by op in a CPU's graph.
+# XLA cuts the loops over so many for its threads and waits for them longer than
+# that saves: a step of LN (2,64,512) takes 0.61 ms compiled, 0.44 op by op, of
+# (1,128,768) 0.63 and 0.76. Of fewer it cuts few loops.
+_NO_GAIN = {2: range(2**13, 2**16 + 1), 4: range(2**15, 2**16 + 1)}
 
 # Most shapes that eager calls compile one kind of layer for; most not compiled
 # yet whose calls are counted.
@@ -515,7 +515,6 @@ class _Operands:
     # copy of the whole.
     self.narrow = self._reshaped(x)
     self.x = tf.cast(self.narrow, self.dtype)
-    self.gate = None if gate is None else self.enter(gate)
     self.gamma = self._lay(gamma, spec.gamma_axes, self.dtype)
     self.beta = self._lay(beta, spec.beta_axes, self.dtype)
     self.mask = self._lay(mask, spec.mask_axes, tf.bool)
@@ -525,6 +524,7 @@ class _Operands:
     if self.counted is None:
       # Nor may what it hides: NaN would come back by gradients of gradients.
       self.x = self.valid(self.x)
+    self.gate = None if gate is None else self.valid(self.enter(gate))
     self.channel_size = self.size(self.x, self.counted)
 
   def _enter_lanes(self, spec: Spec, axis: int, groups: int) -> Spec:
@@ -872,7 +872,8 @@ def _statistics(o: _Operands) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
   if o.spec.rms:
     if o.lanes:
       return (tf.math.rsqrt(o.lanes.mean_square(o.x) + epsilon),), None
-    square = o.mean(o.part_of_group(o.x * o.x))
+    x = o.part_of_group(o.x)
+    square = o.mean(x * x)
     return (tf.math.rsqrt(square + epsilon),), None
   # In exact arithmetic the result does not depend on k: no gradient through it.
   if o.lanes and o.source.dtype == tf.bfloat16:
@@ -919,6 +920,7 @@ def _line(t, scale, offset):
 def _standard(o: _Operands, x, statistics, d=None):
   """`(d, scale, offset)` with xhat = d * scale + offset.
 
+  A given `d` came from `_statistics` with just these `statistics`, of `o.x`.
   `scale` and `offset` have the size of the channels, so that a product with
   gamma costs no pass over `x` where gamma is one number for a channel.
   """
@@ -1020,7 +1022,7 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     """dz, the gradient with respect to the pre-activation z."""
     dz = upstream
     if o.gate is not None:
-      dz = o.valid(dz * gating(o.gate))
+      dz *= gating(o.gate)
     return dz if spec.activation is None else dz * slope(z)
 
   def times_xhat(sum_, sum_with_d):
@@ -1076,12 +1078,11 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     dxhat = times_gamma(until_affine(_line(xhat, o.gamma, o.beta)))
     dx = (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
   elif o.lanes and spec.rms:
-    # Of x, and not of xhat: 675 kilocycles for a step on a v5e, not 804. The
-    # third power of rstd alone might be 0.
+    # Of x, and not of xhat: 675 kilocycles for a step on a v5e, not 804.
     (rstd,) = statistics
     dxhat = times_gamma(dz)
     mean_xhat = rstd * o.mean(dxhat * d)
-    dx = dxhat * scale - d * o.spread(rstd * (rstd * mean_xhat))
+    dx = (dxhat - d * o.spread(rstd * mean_xhat)) * scale
   elif o.lanes:
     dxhat = times_gamma(dz)
     mean_xhat = o.mean(dxhat * xhat)
@@ -1234,8 +1235,12 @@ def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
   if tf.executing_eagerly():
     worth = _worth_compiling(spec, x)
   else:
-    small = x.shape.num_elements() in _SMALL.get(x.dtype.size, ())
-    worth = types != {'CPU'} or not small
+    size = x.shape.num_elements()
+    worth = (
+      types != {'CPU'}
+      or size is None
+      or (size not in _NO_GAIN.get(x.dtype.size, ()))
+    )
   return compiled if worth and all(map(_device_compiles, types)) else plain
 
 
@@ -1371,9 +1376,10 @@ def normalize(
     mask: bool, spanning `spec.mask_axes`, or `None`. Where it is False, `x` is
       not in the statistics, the result is 0 and so is the gradient.
     jit_compile: `True`: compiled by XLA; `False`: plain; `'auto'`: compiled
-      where that works, no size but the batch's is unknown, and `x` is not too
-      small to gain; eagerly when a shape has come often enough. A function that
-      is being saved stays plain, and so does one that is compiled as a whole.
+      where that works, no size but the batch's is unknown, and, in a graph for
+      a CPU, `x` has not one of the few sizes that gain nothing; eagerly when a
+      shape has come often enough. A function that is being saved stays plain,
+      and so does one that is compiled as a whole.
 
   Returns:
     A tensor of the shape of `x`, and of its dtype unless `spec.wide`.
