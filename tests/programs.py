@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -22,6 +23,8 @@ def start(name, *flags):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
+    # What a shell starts in the background inherits that this is ignored.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 
