@@ -12,6 +12,8 @@ import experiment
 import numpy as np
 import pytest
 
+import programs
+
 
 def double(settings):
   """A run that leaves a trace of each time that it is computed."""
@@ -108,6 +110,7 @@ def test_interruption_keeps_what_was_finished(tmp_path, how):
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
     start_new_session=True,
+    preexec_fn=programs.hear_interrupts,
   )
   wait_for(lambda: len(experiment.read_records(path)) == 3, process)
   if how == signal.SIGINT:  # As from a terminal: to the workers too.

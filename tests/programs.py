@@ -14,6 +14,11 @@ from absl.testing import flagsaver
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def hear_interrupts():
+  """What a shell starts in the background inherits that SIGINT is ignored."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(name, *flags):
   """Starts `examples/<name>.py`."""
   path = os.pathsep.join([str(ROOT), *sys.path])
@@ -23,8 +28,7 @@ def start(name, *flags):
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    # What a shell starts in the background inherits that this is ignored.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    preexec_fn=hear_interrupts,
   )
 
 
