@@ -55,7 +55,7 @@ tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that a TPU can run the lay
 	.venv-tpu/bin/python -m pytest -q tests/tpu_check.py
 	.venv-bench/bin/python -m pytest -q benchmarks/notebook_test.py
 
-budgets: .venv-bench/.bench ## Check what XLA makes of the kernel for GPU and TPU
+budgets: .venv-bench/.bench ## Check the kernel's programs, and what XLA makes of them for GPU and TPU
 	.venv-bench/bin/python -m pytest -q benchmarks
 
 clean: ## Remove all that was made, environments too

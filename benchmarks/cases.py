@@ -287,15 +287,17 @@ def lower(function: Callable, arguments, platform: str) -> str:
   )
 
 
-def write_stablehlo(cases, platforms, folder: pathlib.Path) -> None:
+def write_stablehlo(
+  cases, platforms, folder: pathlib.Path, owners=('ours', 'keras')
+) -> None:
   """Writes PLATFORM/OWNER/PASS/NAME.mlir of all `cases` into `folder`.
 
   In a process of its own: TensorFlow and JAX do not share one.
   """
-  alone(_write_stablehlo, cases, platforms, folder)
+  alone(_write_stablehlo, list(cases), platforms, folder, owners)
 
 
-def _write_stablehlo(cases, platforms, folder):
+def _write_stablehlo(cases, platforms, folder, owners):
   # The text must not depend on whether there is a GPU where it is made.
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   import tensorflow as tf
@@ -304,10 +306,8 @@ def _write_stablehlo(cases, platforms, folder):
     x = tf.zeros(case.shape, case.dtype)
     p = tf.zeros(case.parameter_shape)
     for platform in platforms:
-      for owner, function in (
-        ('ours', ours(case)),
-        ('keras', theirs(case)),
-      ):
+      for owner in owners:
+        function = {'ours': ours, 'keras': theirs}[owner](case)
         for name, traced, arguments in (
           ('forward', function, (x, p, p)),
           ('step', step(function), (x, p, p, x)),
