@@ -1,0 +1,65 @@
+"""The one kernel: normalization of a tensor, and its gradient.
+
+One way through, a room each:
+
+  normalize
+    -> tensorflow/dispatch.py   op by op or compiled, and for which platform
+    -> tensorflow/gradient.py   a gradient of any order attached
+    -> passes.py                forward and backward: lay out, compute, leave
+    -> forms/                   a platform's layout, order and sums, chosen once
+    -> operands.py, layout.py   tensors and sizes laid out; groups; masks
+    -> formula.py               THE MATHS: start to read here
+         orders.py, near.py     orders of computation that keep all digits
+         line.py                d * scale + offset, which costs no pass over x
+         activations.py         functions that run inside, and derivatives
+    -> framework.py             `xp`: array operations under NumPy's names
+
+`spec.py` says what is asked for. There is no Keras here, and no framework but
+in `tensorflow/`; no platform is named but in `forms/` and where it is found
+out, in `dispatch.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfgroupnorm.kernel.operands import compute_dtype
+from tfgroupnorm.kernel.spec import Spec
+from tfgroupnorm.kernel.tensorflow import dispatch
+
+__all__ = ['Spec', 'compute_dtype', 'normalize']
+
+
+def normalize(
+  x: Any,
+  gamma: Any = None,
+  beta: Any = None,
+  *,
+  spec: Spec,
+  gate: Any = None,
+  mask: Any = None,
+  jit_compile: bool | str = 'auto',
+) -> Any:
+  """Normalizes `x` as `spec` says, with a gradient of any order.
+
+  Between forward and backward it keeps its arguments and the statistics of each
+  group, no other tensor of the size of `x`.
+
+  Args:
+    x: A floating tensor of known rank.
+    gamma: Scale, spanning `spec.gamma_axes`, or `None`.
+    beta: Offset, spanning `spec.beta_axes`, or `None`.
+    spec: What to do. Nothing is validated here; `functional` does that.
+    gate: Shaped as `x`, or `None`.
+    mask: bool, spanning `spec.mask_axes`, or `None`. Where it is False, `x` is
+      not in the statistics, the result is 0 and so is the gradient.
+    jit_compile: `True`: compiled by XLA; `False`: plain; `'auto'`: compiled
+      where that works, no size but the batch's is unknown, and, in a graph for
+      a CPU, `x` has not one of the few sizes that gain nothing; eagerly when a
+      shape has come often enough. A function that is being saved stays plain,
+      and so does one that is compiled as a whole.
+
+  Returns:
+    A tensor of the shape of `x`, and of its dtype unless `spec.wide`.
+  """
+  return dispatch.run(spec, x, gamma, beta, gate, mask, jit_compile)

@@ -1,0 +1,37 @@
+"""How a compiler wants numbers added up: what each platform says of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tfgroupnorm.kernel.framework import xp
+
+
+def add_up(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
+  return [xp.sum(t, axes, keepdims=True) for t in tensors]
+
+
+def extreme(reduce: Callable, t: xp.Array, axes: Sequence[int]) -> xp.Array:
+  return reduce(t, axes, keepdims=True)
+
+
+def as_it_is(t: xp.Array) -> xp.Array:
+  return t
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+  """The reductions of one platform; by default as the framework has them.
+
+  Attributes:
+    add_up: (tensors, axes) -> sums with the axes kept. One tensor or two, which
+      a platform may add up together.
+    extreme: (`xp.min` or `xp.max`, t, axes) -> that, with the axes kept.
+    opaque: t -> t, which the compiler does not see to be the same.
+  """
+
+  add_up: Callable[[Sequence[xp.Array], Sequence[int]], Any] = add_up
+  extreme: Callable[[Callable, xp.Array, Sequence[int]], xp.Array] = extreme
+  opaque: Callable[[xp.Array], xp.Array] = as_it_is

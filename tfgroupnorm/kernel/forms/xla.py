@@ -1,0 +1,22 @@
+"""What keeps XLA from sharing work, on whatever platform."""
+
+from __future__ import annotations
+
+from tfgroupnorm.kernel.framework import xp
+
+
+def opaque(t: xp.Array) -> xp.Array:
+  """`t`; but XLA does not see that."""
+  return xp.maximum(t, -xp.abs(t))
+
+
+def after(t: xp.Array, other: xp.Array) -> xp.Array:
+  """`t`, but not before `other` is there: `t + 0`, by a zero made of `other`.
+
+  Keeps XLA from sharing work on `t` between the forward and the backward pass
+  of one compiled step, for which it writes a tensor of the size of `t` between
+  them. XLA does not see that the number is always zero.
+  """
+  first = xp.reshape(other, [-1])[:1]
+  zero = xp.floor(xp.astype(first != 0, t.dtype) * 0.5)
+  return t + xp.sum(zero)

@@ -1,0 +1,203 @@
+"""The maths: normalization and its gradient, as in the papers.
+
+Wu & He standardize x over sets of its elements, here called groups, which are
+all in which batch, layer, instance and group normalization differ (equations 3,
+4, 5 and 7 of the paper). With E[.] the mean over a group,
+
+    mean = E[x]                                              (2)
+    var  = E[(x - mean)^2]                                   (2)
+    rstd = 1 / sqrt(var + epsilon)
+    xhat = (x - mean) * rstd                                 (1)
+    z    = gamma * xhat + beta                               (6)
+    y    = activation(z) * gate_activation(gate)
+
+and with dy the gradient of the loss with respect to y, and so on,
+
+    dz     = dy * gate_activation(gate) * activation'(z)
+    dgate  = dy * activation(z) * gate_activation'(gate)
+    dgamma = sum(dz * xhat)
+    dbeta  = sum(dz)
+    dxhat  = dz * gamma
+    dx     = (dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd
+
+Below, `o` has all tensors laid out so that they broadcast, and E is `o.mean`.
+An `Order` says in which order these are computed; this one is the textbook's,
+`orders.py` has those that keep all digits or read x less often.
+
+References:
+  - Group Normalization, Wu & He, 2018, https://arxiv.org/abs/1803.08494
+  - Root Mean Square Layer Normalization, Zhang & Sennrich, 2019,
+    https://arxiv.org/abs/1910.07467
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tfgroupnorm.kernel.framework import xp
+from tfgroupnorm.kernel.line import Line
+from tfgroupnorm.kernel.operands import Operands
+
+
+def forward(o: Operands, order: Order) -> tuple[xp.Array, tuple]:
+  """Returns y, and the statistics that `backward` wants."""
+  xhat, statistics = order.standardize(o)
+  y = o.activation.function(affine(o, xhat))
+  if o.gate is not None:
+    y *= o.gate_activation.function(o.gate)
+  return y, statistics
+
+
+def affine(o: Operands, xhat: Line) -> xp.Array:
+  """z = gamma * xhat + beta."""
+  if o.layout.per_channel:  # Then it changes nothing that is as large as x.
+    return xhat.affine(o.gamma, o.beta).value
+  return Line(xhat.value, o.gamma, o.beta).value
+
+
+def backward(
+  o: Operands, order: Order, statistics: tuple | None, dy: xp.Array
+) -> tuple[xp.Array, Any, Any, Any]:
+  """Returns dx, dgamma, dbeta, dgate, `None` for what there is not.
+
+  Args:
+    o: The arguments of `forward`.
+    order: That of `forward`.
+    statistics: As `forward` returned them; where there are none they are
+      computed from x, so that this function may itself be differentiated.
+    dy: Gradient with respect to y.
+  """
+  d = None
+  if not statistics:
+    statistics, d = order.statistics(o)
+  upstream = o.valid(o.enter(dy))
+  statistics = order.wait(statistics, dy)
+  at = Cotangents(o, order.xhat(o, o.x, statistics, d), upstream)
+  dgate = at.dgate
+  dgamma, dbeta, means = order.sums_of_gradients(o, at)
+  dx = order.dx(o, statistics, dy, at, means)
+  return dx, dgamma, dbeta, dgate
+
+
+class Cotangents:
+  """The chain rule from dy back to xhat, each step taken when asked for."""
+
+  def __init__(self, o: Operands, xhat: Line, upstream: xp.Array):
+    self.o, self.xhat, self.upstream = o, xhat, upstream
+
+  def of(self, xhat: Line) -> Cotangents:
+    """The same, of an xhat that was made anew."""
+    return Cotangents(self.o, xhat, self.upstream)
+
+  @functools.cached_property
+  def z(self) -> xp.Array:
+    return affine(self.o, self.xhat)
+
+  @functools.cached_property
+  def dz(self) -> xp.Array:
+    o, dz = self.o, self.upstream
+    if o.gate is not None:
+      dz = dz * o.gate_activation.function(o.gate)
+    if o.activation.derivative is not None:
+      dz = dz * o.activation.derivative(self.z)
+    return dz
+
+  @property
+  def dgate(self) -> xp.Array | None:
+    o = self.o
+    if o.gate is None:
+      return None
+    dgate = self.upstream * o.activation.function(self.z)
+    if o.gate_activation.derivative is not None:
+      dgate *= o.gate_activation.derivative(o.gate)
+    return dgate
+
+  @functools.cached_property
+  def dxhat(self) -> xp.Array:
+    return self.o.times_gamma(self.dz)
+
+
+class Order:
+  """In which order statistics and gradient are computed: the textbook's.
+
+  Reads x twice for its statistics. float32 cannot hold a large mean to the last
+  digit of a small deviation, so it is off by 5e-2 for values of 1e4 +- 1e-2.
+
+  Attributes:
+    sums: How the compiler in charge wants numbers added up.
+  """
+
+  def __init__(self, sums: Any):
+    self.sums = sums
+
+  def statistics(self, o: Operands) -> tuple[tuple, xp.Array | None]:
+    """(mean, rstd), what `xhat` and `dx` need of x; and x - mean."""
+    mean = o.mean(o.part_of_group(o.x))
+    d = o.part_of_group(o.x - o.spread(mean))
+    var = o.mean(d * d)
+    return (mean, xp.rsqrt(var + o.epsilon)), d
+
+  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
+    """(x - mean) * rstd; `d` is x - mean, if it is there."""
+    mean, rstd = statistics
+    scale = o.spread(rstd)
+    d = x - o.spread(mean) if d is None else d
+    return Line(o.valid(d), scale)
+
+  def standardize(self, o: Operands) -> tuple[Line, tuple]:
+    """xhat, and the statistics to keep for the gradient."""
+    statistics, d = self.statistics(o)
+    return self.xhat(o, o.x, statistics, d), statistics
+
+  def wait(self, statistics: tuple, dy: xp.Array) -> tuple:
+    """The statistics, where need be not before dy is there."""
+    return statistics
+
+  def sums_of_gradients(self, o: Operands, at: Cotangents) -> tuple:
+    """dgamma, dbeta and, where they cost nothing more, the means for dx."""
+    if o.layout.per_channel:
+      return per_channel(o, at)
+    return *o.sums_for_parameters(at.dz * at.xhat.value, at.dz), None
+
+  def dx(self, o: Operands, statistics, dy, at: Cotangents, means) -> xp.Array:
+    """(dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd."""
+    if means is None:
+      mean = o.mean(at.dxhat)
+      means = mean, at.xhat.sum_with(mean, o.mean(at.dxhat * at.xhat.d))
+    return multiplied_out(o, self.again(o, statistics, dy, at), *means)
+
+  def again(self, o: Operands, statistics, dy, at: Cotangents) -> Cotangents:
+    """`at`, or what is cheaper made again from x than read."""
+    return at
+
+
+def per_channel(o: Operands, at: Cotangents) -> tuple:
+  """dgamma, dbeta, E[dxhat] and E[dxhat * xhat] of one pass over x and dy.
+
+  Where gamma and beta are constant along the reduced axes, the same two sums
+  for each channel give all of them.
+  """
+  sum_, sum_with_d = o.add_up(at.dz, at.dz * at.xhat.d)
+  sums = sum_, at.xhat.sum_with(sum_, sum_with_d)
+  means = [
+    o.spread(o.groups.combine(o.times_gamma(t) / o.channel_size)) for t in sums
+  ]
+  return *o.channels_to_parameters(*reversed(sums)), means
+
+
+def multiplied_out(o: Operands, at: Cotangents, mean, mean_xhat) -> xp.Array:
+  """dx, with xhat multiplied out: one pass, over xhat.d and dz.
+
+  `mean` is `None` where no mean was subtracted from x.
+  """
+  xhat, rstd = at.xhat, at.xhat.rstd
+  if o.layout.per_channel:  # gamma on the small side.
+    dx = at.dz * o.times_gamma(rstd)
+  else:
+    dx = at.dxhat * rstd
+  dx -= xhat.d * (xhat.scale * rstd * mean_xhat)
+  if mean is None:
+    return dx
+  offset = xhat.offset
+  return dx - rstd * (mean if offset is None else mean + offset * mean_xhat)

@@ -1,0 +1,54 @@
+"""A tensor as large as x, written as d * scale + offset."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from tfgroupnorm.kernel.framework import xp
+
+
+def _times(t, factor):
+  return t if factor is None else t * factor
+
+
+def _plus(t, other):
+  return t if other is None else t + other
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """d * scale + offset, of which only `d` is as large as x.
+
+  What can be done to `scale` and `offset` costs no pass over x. Either may be
+  `None`: then it is left out.
+  """
+
+  d: xp.Array
+  scale: Any = None
+  offset: Any = None
+
+  @functools.cached_property
+  def value(self) -> xp.Array:
+    return _plus(_times(self.d, self.scale), self.offset)
+
+  @property
+  def rstd(self) -> xp.Array:
+    """The factor by which x is scaled, if the line is xhat."""
+    return self.scale
+
+  def affine(self, gamma, beta) -> Line:
+    """gamma * line + beta, again a line; both are small tensors or `None`."""
+    scale, offset = self.scale, self.offset
+    if gamma is not None:
+      scale = gamma if scale is None else scale * gamma
+      offset = None if offset is None else offset * gamma
+    if beta is not None:
+      offset = beta if offset is None else offset + beta
+    return dataclasses.replace(self, scale=scale, offset=offset)
+
+  def sum_with(self, sum_, sum_with_d) -> xp.Array:
+    """sum(t * line) for any t, from sum(t) and sum(t * d)."""
+    product = _times(sum_with_d, self.scale)
+    return product if self.offset is None else product + sum_ * self.offset

@@ -1,0 +1,130 @@
+"""Orders of computation that keep all digits of x, on any platform.
+
+Each overrides some steps of the textbook's, `formula.Order`. Where a mean is
+subtracted it is as an unevaluated sum, k and what is left of it,
+
+    xhat = ((x - k) - rest) * rstd
+
+with k a value near the mean. For x near k the difference x - k is exact, so
+nothing is lost where float32 cannot hold the mean: at mean 1e4 and deviation
+1e-2, rounding the mean to float32 moves the result by 5e-2. In exact arithmetic
+the result does not depend on k: no gradient goes through it.
+"""
+
+from __future__ import annotations
+
+from tfgroupnorm.kernel import near
+from tfgroupnorm.kernel.formula import Cotangents, Order, multiplied_out
+from tfgroupnorm.kernel.framework import xp
+from tfgroupnorm.kernel.layout import SideBySide
+from tfgroupnorm.kernel.line import Line
+from tfgroupnorm.kernel.operands import Operands
+
+
+class AboutZero(Order):
+  """RMS normalization: xhat = x / sqrt(E[x^2] + epsilon); no mean at all."""
+
+  def statistics(self, o: Operands):
+    x = o.part_of_group(o.x)
+    return (xp.rsqrt(o.mean(x * x) + o.epsilon),), None
+
+  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
+    (rstd,) = statistics
+    return Line(o.valid(x), o.spread(rstd))
+
+  def dx(self, o: Operands, statistics, dy, at: Cotangents, means):
+    if means is None:
+      mean_xhat = at.xhat.sum_with(None, o.mean(at.dxhat * at.xhat.d))
+    else:
+      _, mean_xhat = means
+    again = self.again(o, statistics, dy, at)
+    return multiplied_out(o, again, None, mean_xhat)
+
+
+class TwoPass(Order):
+  """The mean first, then the squares of what is left: for groups in a row.
+
+  Reads x twice for its statistics, which a row that is in the cache does not
+  notice. Statistics: (k, rest, rstd), of a group each.
+  """
+
+  def element(self, o: Operands) -> xp.Array:
+    """An element of each row, which one outlier does not decide."""
+    return near.middle_one(*near.three_of_row(o))
+
+  def statistics(self, o: Operands):
+    k = o.valid(xp.stop_gradient(self.element(o)))
+    d = o.x - k
+    rest = o.mean(d)
+    d -= rest
+    return (k, rest, xp.rsqrt(o.mean(d * d) + o.epsilon)), d
+
+  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
+    k, rest, rstd = statistics
+    # What the squares were taken of. An offset would be one more pass.
+    return Line(o.valid((x - k) - rest if d is None else d), rstd)
+
+
+class OnePass(Order):
+  """Both sums at once, of x - k: reads x once, whatever its size.
+
+  Statistics: (k, rest, rstd), the first two of a channel, rstd of a group.
+  Channels are combined on small tensors, so that what passes over x sees one
+  number for each of them.
+
+  References:
+    - Chan, Golub & LeVeque, 1983, Algorithms for computing the sample variance
+  """
+
+  def near(self, o: Operands) -> xp.Array:
+    """k: for each channel a value near its mean."""
+    if o.counted is not None:
+      return near.clamped_mean(o, *near.fullest_part(o))
+    return near.element_and_mean(o, near.part(o))
+
+  def differences(self, x, k) -> tuple[xp.Array, xp.Array]:
+    """x - k, once for its mean and once for that of its squares."""
+    d = x - k
+    return d, d
+
+  def means(self, o: Operands, d, e) -> list[xp.Array]:
+    """Of `d` and of the squares of `e`: elements -> channels."""
+    return [t / o.channel_size for t in o.add_up(d, e * e)]
+
+  def statistics(self, o: Operands):
+    k = xp.stop_gradient(self.near(o))
+    if o.counted is None:
+      k = o.valid(k)
+    d, e = self.differences(o.x, k)
+    delta, square = self.means(o, o.part_of_group(d), o.part_of_group(e))
+    return self.combined(o, k, delta, variance(delta, square)), e
+
+  def combined(self, o: Operands, k, delta, var) -> tuple:
+    """Statistics of the groups, from those of their channels."""
+    if not isinstance(o.groups, SideBySide):
+      return k, delta, xp.rsqrt(var + o.epsilon)
+    # Means as distances from one number for the group, and the variance between.
+    mean = delta + (k - o.spread(o.groups.first(k)))
+    away = mean - o.spread(o.groups.combine(mean))
+    rstd = xp.rsqrt(o.groups.combine(var + away * away) + o.epsilon)
+    return k, delta - away, rstd
+
+  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
+    k, rest, rstd = statistics
+    scale = o.spread(rstd)
+    offset = -rest * scale
+    if d is None:
+      _, d = self.differences(x, k)
+    return Line(o.valid(d), scale, offset)
+
+
+def variance(mean: xp.Array, square: xp.Array) -> xp.Array:
+  """Of the mean of numbers and of their squares."""
+  result = xp.maximum(square - mean * mean, 0)
+  # Where squares overflow, infinite and not inf - inf: the result is then 0.
+  return xp.where(xp.isinf(square), square, result)
+
+
+def means_of_quotients(o: Operands, d, e) -> list[xp.Array]:
+  """As `OnePass.means`, for compilers that would divide in another kernel."""
+  return o.add_up(d / o.channel_size, e * (e / o.channel_size))

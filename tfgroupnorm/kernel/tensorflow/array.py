@@ -1,0 +1,74 @@
+"""Array operations of TensorFlow under NumPy's names.
+
+What NumPy has no name for is called as in JAX. `shape` is for sizes that a
+graph may not know; `t.shape` has an int or `None` for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+Array = tf.Tensor
+DType = tf.DType
+
+bfloat16, float32, float64 = tf.bfloat16, tf.float32, tf.float64
+bool_, int32, uint32 = tf.bool, tf.int32, tf.uint32
+
+# Aliases, not functions: eagerly each call counts.
+abs, exp, floor, tanh = tf.abs, tf.exp, tf.floor, tf.tanh
+maximum, minimum, clip = tf.maximum, tf.minimum, tf.clip_by_value
+erf, rsqrt, isinf = tf.math.erf, tf.math.rsqrt, tf.math.is_inf
+relu, sigmoid = tf.nn.relu, tf.sigmoid
+real, imag, join_complex = tf.math.real, tf.math.imag, tf.complex
+where, stop_gradient = tf.where, tf.stop_gradient
+add, multiply = tf.add, tf.multiply
+bitcast, bitwise_and = tf.bitcast, tf.bitwise.bitwise_and
+
+# (t, axes, keepdims=False)
+sum, min, max = tf.reduce_sum, tf.reduce_min, tf.reduce_max
+
+# (t, dtype); (t, sizes); (t, axis); (t, multiples); (tensors, axis)
+astype, asarray = tf.cast, tf.constant
+reshape, broadcast_to, tile = tf.reshape, tf.broadcast_to, tf.tile
+expand_dims, stack, concatenate = tf.expand_dims, tf.stack, tf.concat
+transpose, zeros, ones, arange = tf.transpose, tf.zeros, tf.ones, tf.range
+
+# (tensors); (a, b, how many axes); (matrices, vector)
+add_all, tensordot, matvec = tf.add_n, tf.tensordot, tf.linalg.matvec
+
+# (t, sizes, axis): into pieces of these sizes.
+split = tf.split
+
+
+def shape(t: Array) -> list[Any]:
+  """The sizes of `t`: an int where it is known, a scalar tensor where not."""
+  static = t.shape.as_list()
+  if None not in static:
+    return static
+  dynamic = tf.shape(t)
+  return [dynamic[i] if n is None else n for i, n in enumerate(static)]
+
+
+def with_shape_of(t: Array, other: Array) -> Array:
+  """`t`, of which a graph now knows as much as of `other`."""
+  t.set_shape(other.shape)
+  return t
+
+
+def largest_number(dtype: DType) -> float:
+  return dtype.max
+
+
+def take(t: Array, indices: Any, axis: int = 0) -> Array:
+  return tf.gather(t, indices, axis=axis)
+
+
+def take_each(t: Array, indices: Array) -> Array:
+  """`t[i, indices[i]]` for each i."""
+  return tf.gather(t, indices, axis=1, batch_dims=1)
+
+
+def argmax(t: Array, axis: int) -> Array:
+  return tf.argmax(t, axis, tf.int32)

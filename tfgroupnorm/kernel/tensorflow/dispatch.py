@@ -1,0 +1,189 @@
+"""Op by op or compiled by XLA, and for which platform.
+
+The rules of `jit_compile`, one function for each question they ask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import tensorflow as tf
+from absl import logging
+
+from tfgroupnorm.kernel import forms
+from tfgroupnorm.kernel.passes import forward
+from tfgroupnorm.kernel.spec import Spec
+from tfgroupnorm.kernel.tensorflow.gradient import differentiable
+
+# What a compilation costs under "auto", in elements that eager calls normalize
+# op by op, and what such a call costs whatever its size. Where a shape comes
+# once or ten times it is not worth its time on a CPU, by `first_call.py`.
+_COMPILATION, _CALL = 20_000_000, 1_000_000
+
+# How many elements, of 2 or 4 bytes, "auto" leaves op by op in a CPU's graph.
+# XLA cuts the loops over so many for its threads and waits for them longer than
+# that saves: a step of LN (2,64,512) takes 0.61 ms compiled, 0.44 op by op, of
+# (1,128,768) 0.63 and 0.76. Of fewer it cuts few loops.
+_NO_GAIN = {2: range(2**13, 2**16 + 1), 4: range(2**15, 2**16 + 1)}
+
+# Most shapes that eager calls compile one kind of layer for; most not compiled
+# yet whose calls are counted.
+_MOST_SHAPES, _MOST_COUNTED = 8, 1000
+
+
+@functools.partial(tf.function, jit_compile=True, autograph=False)
+def compiled(body, *args):
+  """`body(*args)`, compiled by XLA: the only compilation in this package."""
+  return body(*args)
+
+
+# TensorFlow warns of a function that is traced again and again. This one serves
+# every layer of a model, each of which is traced once.
+compiled._omit_frequent_tracing_warning = True
+
+
+def plain(body, *args):
+  """`body(*args)`, op by op."""
+  return body(*args)
+
+
+def _in_save_context() -> bool:
+  """Whether a SavedModel is being traced in this thread.
+
+  TensorFlow tells this to its own private module only.
+  """
+  try:
+    from tensorflow.python.saved_model import save_context
+  except ImportError:
+    return False
+  return save_context.in_save_context()
+
+
+def _in_xla_trace() -> bool:
+  """Whether the graph being traced will be compiled as a whole anyway.
+
+  True inside an outer `tf.function(jit_compile=True)`. Should a TensorFlow no
+  longer tell, the compiled call is merely nested there, and XLA inlines it.
+  """
+  if tf.executing_eagerly():
+    return False
+  graph = tf.compat.v1.get_default_graph()
+  while graph is not None:
+    get_context = getattr(graph, '_get_control_flow_context', lambda: None)
+    context = get_context()
+    while context is not None:
+      if context.IsXLAContext():
+        return True
+      context = context.outer_context
+    graph = getattr(graph, 'outer_graph', None)
+  return False
+
+
+def _in_tpu_replica() -> bool:
+  """Whether a TPUStrategy is in charge: it compiles the whole step."""
+  return type(tf.distribute.get_strategy()).__name__.startswith('TPUStrategy')
+
+
+@functools.cache
+def _device_compiles(device_type: str) -> bool:
+  """Whether XLA compiles for this kind of device, found out by trying once.
+
+  tensorflow-tpu, for one, has no compiler for its host CPU.
+  """
+  with tf.init_scope(), tf.device(f'/device:{device_type}:0'):
+    try:
+      compiled(tf.identity, tf.zeros([]))
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+      logging.info('XLA does not compile for %s: %s', device_type, error)
+      return False
+  return True
+
+
+def _device_types(x: tf.Tensor) -> set[str]:
+  """The kinds of device on which `x` may be computed."""
+  placed = tf.DeviceSpec.from_string(x.device or '').device_type
+  if placed:
+    return {placed}
+  types = {device.device_type for device in tf.config.list_logical_devices()}
+  return types & {'CPU', 'GPU', 'TPU'}
+
+
+# (spec, dtype, channels): shapes that eager calls compile.
+_compiled_shapes: dict[tuple, set[tuple]] = {}
+# The same and a shape: elements that eager calls have brought, until then.
+_eager_work: dict[tuple, int] = {}
+
+
+def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
+  """Whether eager calls have brought the shape of `x` often enough.
+
+  And not too many other shapes. What has been compiled stays so.
+  """
+  axes = {i for i in spec.gamma_axes if i} if spec.view is None else set()
+  axes |= {at[0] for at in (spec.split, spec.view) if at}
+  kind = spec, x.dtype, tuple(x.shape[i] for i in sorted(axes))
+  shape = tuple(x.shape)
+  shapes = _compiled_shapes.setdefault(kind, set())
+  if shape in shapes:
+    return True
+  if len(shapes) >= _MOST_SHAPES:
+    return False
+  if len(_eager_work) >= _MOST_COUNTED:
+    _eager_work.clear()  # Those that come often are soon back.
+  work = _eager_work.get((kind, shape), 0) + math.prod(shape) + _CALL
+  _eager_work[kind, shape] = work
+  if work < _COMPILATION:
+    return False
+  shapes.add(shape)
+  return True
+
+
+def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
+  """`compiled` or `plain`, by the rules of `jit_compile`."""
+  if jit_compile is False or _in_xla_trace() or _in_tpu_replica():
+    return plain
+  if jit_compile is True:
+    return compiled
+  # Each new shape costs a compilation, some 0.1 s for forward and backward; a
+  # size unknown to the graph is one that changes. A new batch size is rare.
+  if None in x.shape[1:]:
+    return plain
+  types = _device_types(x)
+  if tf.executing_eagerly():
+    worth = _worth_compiling(spec, x)
+  else:
+    size = x.shape.num_elements()
+    worth = (
+      types != {'CPU'}
+      or size is None
+      or (size not in _NO_GAIN.get(x.dtype.size, ()))
+    )
+  return compiled if worth and all(map(_device_compiles, types)) else plain
+
+
+def _platform(run: Callable, x: tf.Tensor) -> str | None:
+  """Whose XLA compiles what `run` runs on `x`; `None`: it runs op by op."""
+  if _in_tpu_replica():
+    return 'TPU'
+  if run is compiled or _in_xla_trace():
+    # Where there is a choice, TensorFlow takes the accelerator.
+    types = _device_types(x)
+    return next((t for t in ('TPU', 'GPU', 'CPU') if t in types), None)
+  return None
+
+
+@tf.autograph.experimental.do_not_convert
+def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
+  """`passes.forward`, op by op or compiled, with its gradient."""
+  if _in_save_context():
+    # A server without XLA must be able to run it, and a reloaded model to
+    # differentiate it: ordinary ops with their ordinary gradients.
+    y, _ = forward(spec, x, gamma, beta, gate, mask)
+    return y
+  runner = _runner(jit_compile, spec, x)
+  spec = dataclasses.replace(spec, platform=_platform(runner, x))
+  spec, gamma, beta = forms.parameters(spec, x, gamma, beta)
+  return differentiable(runner, spec, x, gamma, beta, gate, mask)

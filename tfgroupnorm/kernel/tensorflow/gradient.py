@@ -1,0 +1,103 @@
+"""The hand-written gradient, of any order, on TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfgroupnorm.kernel.passes import backward, forward
+from tfgroupnorm.kernel.spec import Spec
+
+
+@functools.partial(tf.function, autograph=False)
+def _backward_of_backward(spec, arguments, mask, dy, upstream):
+  """Gradients of `backward` with respect to `dy` and the given `arguments`.
+
+  Rebuilt from `x` by differentiable ops, so that any order follows. A
+  `tf.function` for its graph: a `ForwardAccumulator` at work stops the tapes
+  that would do this eagerly, but not symbolic gradients.
+  """
+  # As op by op: slices would come back as a concatenation, whose own gradient
+  # XLA does not compile inside a loop.
+  spec = dataclasses.replace(spec, platform=None)
+  wanted = [dy, *(t for t in arguments if t is not None)]
+  with tf.GradientTape() as tape:
+    tape.watch(wanted)
+    first = backward(spec, *arguments, mask, None, dy)
+    first = [t for t in first if t is not None]
+  if tf.executing_eagerly():  # Only under `tf.config.run_functions_eagerly`.
+    return tape.gradient(first, wanted, upstream)
+  return tf.gradients(first, wanted, upstream)
+
+
+def _differentiable(run, spec, mask, *arguments):
+  """`forward` through `run`, with `backward` as its gradient, of any order."""
+  given = [t is not None for t in arguments]
+  masks = [] if mask is None else [mask]
+
+  def fill(present):
+    present = iter(present)
+    return [next(present) if g else None for g in given]
+
+  def only_mask(masks):
+    return masks[0] if masks else None
+
+  def hidden(*tensors):
+    # From gradient tapes: one would differentiate `compiled` by itself, which
+    # then returns, and keeps, every intermediate tensor. In a graph no tape
+    # sees inside the function that this is part of.
+    if not tf.executing_eagerly():
+      return tensors
+    return [None if t is None else tf.stop_gradient(t) for t in tensors]
+
+  @tf.custom_gradient
+  def first_order(dy, statistics, masks, *present):
+    operands = hidden(*fill(present), only_mask(masks))
+    gradients = run(backward, spec, *operands, hidden(*statistics), *hidden(dy))
+
+    def second_order(*upstream):
+      results = _backward_of_backward(
+        spec, fill(present), only_mask(masks), dy, list(upstream)
+      )
+      nothing = [None for _ in (*statistics, *masks)]
+      return [results[0], *nothing, *results[1:]]
+
+    return [t for t in gradients if t is not None], second_order
+
+  @tf.custom_gradient
+  def zeroth_order(*present):
+    operands = hidden(*fill(present), mask)
+    y, statistics = run(forward, spec, *operands)
+    # Their part is in `backward`. TensorFlow would derive them once more for
+    # gradients of gradients, only to multiply by zero.
+    statistics = [tf.stop_gradient(s) for s in statistics]
+
+    def gradient(dy):
+      # Copies, because the graph of a gradient's gradient can reach tensors of
+      # the graph of the gradient, but not those one further out.
+      copies = tf.nest.map_structure(tf.identity, (statistics, masks, *present))
+      return first_order(dy, *copies)
+
+    return y, gradient
+
+  return zeroth_order(*(t for t in arguments if t is not None))
+
+
+# Into a function of its own tapes cannot see. Forward mode needs that too:
+# TensorFlow ignores a custom gradient in the very graph where a
+# `ForwardAccumulator` is at work.
+_in_graph = tf.function(_differentiable, autograph=False)
+_in_graph._omit_frequent_tracing_warning = True
+
+
+def differentiable(
+  run: Callable, spec: Spec, x, gamma, beta, gate, mask
+) -> tf.Tensor:
+  """`run(passes.forward, ...)`, with a gradient of any order."""
+  # Eagerly it must not be a function, because TensorFlow's gradients of
+  # functions are not thread-safe at the first call.
+  attach = _differentiable if tf.executing_eagerly() else _in_graph
+  return attach(run, spec, mask, x, gamma, beta, gate)
