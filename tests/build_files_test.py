@@ -6,22 +6,33 @@ import re
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _without_target(pattern, target):
-  """Files like `pattern` for whose stem their BUILD file has no `target`."""
-  files = sorted(ROOT.glob(pattern))
+def _without_target(files, target):
+  """Files for which the BUILD file beside them has no `target`."""
+  files = sorted(files)
   assert files
-  build = (files[0].parent / 'BUILD').read_text()
-  return [f.name for f in files if target.format(f.stem) not in build]
+  return [
+    f.name
+    for f in files
+    if target.format(_name(f), f.name) not in (f.parent / 'BUILD').read_text()
+  ]
+
+
+def _name(path):
+  """Of a target: a folder's `__init__.py` goes by the name of the folder."""
+  folder = path.parent.relative_to(ROOT)
+  inner = path.stem == '__init__' and len(folder.parts) > 1
+  return folder.name if inner else path.stem
 
 
 def test_each_module_has_a_target():
-  target = 'py_library(\n    name = "{0}",\n    srcs = ["{0}.py"]'
-  assert _without_target('tfgroupnorm/*.py', target) == []
+  target = 'py_library(\n    name = "{0}",\n    srcs = ["{1}"]'
+  files = (ROOT / 'tfgroupnorm').rglob('*.py')
+  assert _without_target(files, target) == []
 
 
 def test_each_test_file_has_a_target():
   target = 'pytest_test(\n    name = "{0}",'
-  assert _without_target('tests/*_test.py', target) == []
+  assert _without_target((ROOT / 'tests').glob('*_test.py'), target) == []
 
 
 def test_one_version():

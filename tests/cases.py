@@ -111,6 +111,22 @@ class Case:
     mask[(0,) * mask.ndim] = False
     return mask
 
+  def lay(self, mask: np.ndarray) -> np.ndarray:
+    """A mask of positions in the shape of the input."""
+    channels = self.options.get(
+      'head_axis' if self.kind == 'HeadNorm' else 'axis'
+    )
+    taken = list(mask.shape)
+    shape = []
+    for i in range(len(self.shape)):
+      excluded = (
+        self.kind != 'LayerNorm'
+        and channels is not None
+        and i == channels % len(self.shape)
+      )
+      shape.append(taken.pop(0) if taken and not excluded else 1)
+    return np.broadcast_to(mask.reshape(shape), self.shape)
+
 
 def _group(name, shape, *, groups, axis=-1, **options):
   channels = shape[axis]

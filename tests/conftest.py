@@ -23,6 +23,6 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def compile_at_once(monkeypatch):
   """Lest eager calls under "auto" be too few to test what XLA compiles."""
-  kernel = sys.modules.get('tfgroupnorm.kernel')
-  if kernel is not None:
-    monkeypatch.setattr(kernel, '_COMPILATION', 1)
+  dispatch = sys.modules.get('tfgroupnorm.kernel.tensorflow.dispatch')
+  if dispatch is not None:
+    monkeypatch.setattr(dispatch, '_COMPILATION', 1)

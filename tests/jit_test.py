@@ -9,7 +9,9 @@ import tensorflow as tf
 from absl import logging
 
 import cases
-from tfgroupnorm import functional, kernel
+from tfgroupnorm import functional
+from tfgroupnorm.kernel import Spec
+from tfgroupnorm.kernel.tensorflow import dispatch, gradient
 
 
 def compiled_functions(concrete):
@@ -78,8 +80,8 @@ def test_sizes_that_gain_nothing(monkeypatch, dtype, shape, compiled):
     return bool(compiled_functions(function.get_concrete_function(x)))
 
   assert compiles() == compiled
-  monkeypatch.setattr(kernel, '_device_compiles', lambda device: True)
-  monkeypatch.setattr(kernel, '_device_types', lambda x: {'CPU', 'GPU'})
+  monkeypatch.setattr(dispatch, '_device_compiles', lambda device: True)
+  monkeypatch.setattr(dispatch, '_device_types', lambda x: {'CPU', 'GPU'})
   assert compiles()
 
 
@@ -143,7 +145,7 @@ def test_plain_in_a_tpu_replica(monkeypatch):
 
 def test_plain_where_the_device_has_no_xla(monkeypatch):
   """As on the host of tensorflow-tpu, whose CPU has no compiler."""
-  monkeypatch.setattr(kernel, '_device_compiles', lambda device: False)
+  monkeypatch.setattr(dispatch, '_device_compiles', lambda device: False)
   assert not compiled_functions(traced('auto'))
   assert compiled_functions(traced(True))
   x = np.random.default_rng(0).normal(3, 2, (2, 8)).astype('float32')
@@ -161,9 +163,9 @@ def test_the_probe_survives_a_failing_compiler(monkeypatch):
     raise tf.errors.NotFoundError(None, None, 'no transfer manager for Host')
 
   said = []
-  monkeypatch.setattr(kernel, 'compiled', fails)
+  monkeypatch.setattr(dispatch, 'compiled', fails)
   monkeypatch.setattr(logging, 'info', lambda *args: said.append(args))
-  assert not kernel._device_compiles.__wrapped__('CPU')
+  assert not dispatch._device_compiles.__wrapped__('CPU')
   assert 'no transfer manager' in str(said[0][-1])
 
 
@@ -175,13 +177,13 @@ def test_many_layers_are_no_reason_to_warn(caplog):
 
 
 def test_the_probe_finds_this_cpu_able():
-  assert kernel._device_compiles.__wrapped__('CPU')
+  assert dispatch._device_compiles.__wrapped__('CPU')
 
 
 TRACES = """
 import numpy as np, tensorflow as tf
 import tfgroupnorm
-from tfgroupnorm import kernel
+from tfgroupnorm.kernel.tensorflow import dispatch
 
 layer = tfgroupnorm.GroupNorm(4)
 step = tf.function(layer, autograph=False) if {graph} else layer
@@ -189,7 +191,7 @@ shapes = [(2, 4, 4, 8), (3, 4, 4, 8), (2, 6, 6, 8)]
 for call in range(1, 101):
   step(tf.ones(shapes[call % 3]))
   if call in (1, 2, 3, 4, 100):
-    print(call, kernel.compiled.experimental_get_tracing_count())
+    print(call, dispatch.compiled.experimental_get_tracing_count())
 """
 
 
@@ -230,11 +232,11 @@ def test_eager_shapes_that_keep_changing(
   monkeypatch, compilation, features, traced_at
 ):
   """Those that come often are compiled, a few; the rest runs op by op."""
-  monkeypatch.setattr(kernel, '_COMPILATION', compilation)
+  monkeypatch.setattr(dispatch, '_COMPILATION', compilation)
   for counts in ('_eager_work', '_compiled_shapes'):
-    monkeypatch.setattr(kernel, counts, {})
-  assert kernel._device_compiles('CPU')
-  before = kernel.compiled.experimental_get_tracing_count()
+    monkeypatch.setattr(dispatch, counts, {})
+  assert dispatch._device_compiles('CPU')
+  before = dispatch.compiled.experimental_get_tracing_count()
   case = cases.KINDS['LayerNorm']
   rng = np.random.default_rng(0)
   x = rng.normal(3, 2, (2, 13, features)).astype('float32')
@@ -244,25 +246,25 @@ def test_eager_shapes_that_keep_changing(
       y = functional.layer_norm(x[:, :length])
       wanted = case.formula(x[:, :length].astype('float64'), None, None)
       np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
-    counts.append(kernel.compiled.experimental_get_tracing_count() - before)
+    counts.append(dispatch.compiled.experimental_get_tracing_count() - before)
   assert counts == traced_at
 
 
 def test_shapes_without_end(monkeypatch):
   """What is remembered of them has a bound, and those that come often count."""
-  monkeypatch.setattr(kernel, '_COMPILATION', 5_000_000)
+  monkeypatch.setattr(dispatch, '_COMPILATION', 5_000_000)
   for counts in ('_eager_work', '_compiled_shapes'):
-    monkeypatch.setattr(kernel, counts, {})
-  spec = kernel.Spec(axes=(1,), epsilon=1e-3)
+    monkeypatch.setattr(dispatch, counts, {})
+  spec = Spec(axes=(1,), epsilon=1e-3)
   often = tf.ones((2, 7))
   compiled_at = None
   for call in range(3000):
-    assert not kernel._worth_compiling(spec, tf.ones((2, 8 + call)))
-    if compiled_at is None and kernel._worth_compiling(spec, often):
+    assert not dispatch._worth_compiling(spec, tf.ones((2, 8 + call)))
+    if compiled_at is None and dispatch._worth_compiling(spec, often):
       compiled_at = call
   assert compiled_at == 4
-  assert len(kernel._eager_work) <= 1000
-  assert kernel._worth_compiling(spec, often)
+  assert len(dispatch._eager_work) <= 1000
+  assert dispatch._worth_compiling(spec, often)
 
 
 @cases.one_of_each
@@ -280,7 +282,7 @@ def test_no_retrace_on_a_second_call(case, generation):
   def count():
     return [
       f.experimental_get_tracing_count()
-      for f in (kernel.differentiable, kernel.compiled)
+      for f in (gradient._in_graph, dispatch.compiled)
     ]
 
   step(case.layer(generation))

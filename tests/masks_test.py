@@ -1,36 +1,19 @@
 """Masked positions count for nothing, come out as 0 and get no gradient."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import cases
 import reference
-from tfgroupnorm import functional, kernel
-
-
-def lay(mask, case):
-  """The mask, to be broadcast with the input."""
-  taken = list(mask.shape)
-  shape = []
-  axis_of = {
-    'GroupNorm': 'axis',
-    'InstanceNorm': 'axis',
-    'HeadNorm': 'head_axis',
-  }
-  without = case.options.get(axis_of.get(case.kind, ''), None)
-  for i in range(len(case.shape)):
-    excluded = without is not None and i == without % len(case.shape)
-    shape.append(taken.pop(0) if taken and not excluded else 1)
-  return np.broadcast_to(mask.reshape(shape), case.shape)
+from tfgroupnorm import functional
+from tfgroupnorm.kernel.tensorflow import dispatch
 
 
 def problem(case, garbage=0.0):
   x, gamma, beta = case.data()
   mask = case.mask()
-  dirty = np.where(lay(mask, case), x, np.float32(garbage))
+  dirty = np.where(case.lay(mask), x, np.float32(garbage))
   return x, dirty, gamma, beta, mask
 
 
@@ -42,7 +25,7 @@ def test_values(case, jit_compile, garbage):
   y = case.function(dirty, gamma, beta, mask=mask, jit_compile=jit_compile)
   wanted = case.reference(*cases.wide(x, gamma, beta), mask=mask)
   np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
-  assert not np.any(y.numpy()[~lay(mask, case)])
+  assert not np.any(y.numpy()[~case.lay(mask)])
 
 
 @cases.all_cases
@@ -52,7 +35,7 @@ def test_gradients(case, jit_compile, garbage):
   x, dirty, gamma, beta, mask = problem(case, garbage)
   dy = np.random.default_rng(5).normal(1, 1, x.shape).astype('float32')
   # Nothing that a later layer makes of padding may come back.
-  dirty_dy = np.where(lay(mask, case), dy, np.float32(garbage))
+  dirty_dy = np.where(case.lay(mask), dy, np.float32(garbage))
   arguments = [tf.constant(a) for a in (dirty, gamma, beta) if a is not None]
   with tf.GradientTape() as tape:
     tape.watch(arguments)
@@ -60,11 +43,11 @@ def test_gradients(case, jit_compile, garbage):
   got = tape.gradient(y, arguments, dirty_dy)
   wide = cases.wide(*(a for a in (x, gamma, beta) if a is not None))
   wanted = reference.vjp(
-    lambda *a: case.reference(*a, mask=mask), wide, dy * lay(mask, case)
+    lambda *a: case.reference(*a, mask=mask), wide, dy * case.lay(mask)
   )
   for g, w in zip(got, wanted, strict=True):
     np.testing.assert_allclose(g, w, rtol=0, atol=2e-5)
-  assert not np.any(got[0].numpy()[~lay(mask, case)])
+  assert not np.any(got[0].numpy()[~case.lay(mask)])
 
 
 @cases.one_of_each
@@ -73,7 +56,7 @@ def test_fully_masked_sample(case, jit_compile):
   x, gamma, beta = case.data()
   mask = case.mask()
   mask[0] = False
-  x = tf.constant(np.where(lay(mask, case), x, np.float32(np.nan)))
+  x = tf.constant(np.where(case.lay(mask), x, np.float32(np.nan)))
   with tf.GradientTape() as tape:
     tape.watch(x)
     y = case.function(x, gamma, beta, mask=mask, jit_compile=jit_compile)
@@ -103,7 +86,7 @@ def test_second_order(case, jit_compile):
     # TensorFlow may add up in another order.
     scale = max(1.0, np.abs(clean).max())
     np.testing.assert_allclose(got, clean, rtol=0, atol=2e-6 * scale)
-  assert not np.any(results[1][0].numpy()[~lay(mask, case)])
+  assert not np.any(results[1][0].numpy()[~case.lay(mask)])
 
 
 def squares(x, **options):
@@ -159,11 +142,7 @@ def test_an_outlier_behind_padding(jit_compile):
 
 @pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
 def test_nothing_to_mask(platform, monkeypatch):
-  monkeypatch.setattr(
-    kernel,
-    '_form',
-    lambda spec, *_: dataclasses.replace(spec, platform=platform),
-  )
+  monkeypatch.setattr(dispatch, '_platform', lambda *_: platform)
   gamma = tf.ones(8)
 
   def run(x, mask=None):

@@ -32,6 +32,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -73,22 +74,30 @@ def backward(
     statistics, d = order.statistics(o)
   upstream = o.valid(o.enter(dy))
   statistics = order.wait(statistics, dy)
-  at = Cotangents(o, order.xhat(o, o.x, statistics, d), upstream)
+  xhat = order.xhat(o, o.x, statistics, d)
+  at = Cotangents(o, statistics, dy, upstream, xhat)
   dgate = at.dgate
-  dgamma, dbeta, means = order.sums_of_gradients(o, at)
-  dx = order.dx(o, statistics, dy, at, means)
-  return dx, dgamma, dbeta, dgate
+  dgamma, dbeta, means = order.sums_of_gradients(at)
+  return order.dx(at, means), dgamma, dbeta, dgate
 
 
+@dataclasses.dataclass(frozen=True)
 class Cotangents:
-  """The chain rule from dy back to xhat, each step taken when asked for."""
+  """The chain rule from dy back to xhat, each step taken when asked for.
 
-  def __init__(self, o: Operands, xhat: Line, upstream: xp.Array):
-    self.o, self.xhat, self.upstream = o, xhat, upstream
+  Attributes:
+    o: The arguments of `forward`.
+    statistics: Those of x.
+    dy: Gradient with respect to y, as it came.
+    upstream: `dy` laid out as x.
+    xhat: Where the derivatives are taken.
+  """
 
-  def of(self, xhat: Line) -> Cotangents:
-    """The same, of an xhat that was made anew."""
-    return Cotangents(self.o, xhat, self.upstream)
+  o: Operands
+  statistics: tuple
+  dy: xp.Array
+  upstream: xp.Array
+  xhat: Line
 
   @functools.cached_property
   def z(self) -> xp.Array:
@@ -154,44 +163,46 @@ class Order:
     """The statistics, where need be not before dy is there."""
     return statistics
 
-  def sums_of_gradients(self, o: Operands, at: Cotangents) -> tuple:
+  def sums_of_gradients(self, at: Cotangents) -> tuple:
     """dgamma, dbeta and, where they cost nothing more, the means for dx."""
-    if o.layout.per_channel:
-      return per_channel(o, at)
-    return *o.sums_for_parameters(at.dz * at.xhat.value, at.dz), None
+    if at.o.layout.per_channel:
+      return sums_per_channel(at)
+    return *at.o.sums_for_parameters(at.dz * at.xhat.value, at.dz), None
 
-  def dx(self, o: Operands, statistics, dy, at: Cotangents, means) -> xp.Array:
+  def dx(self, at: Cotangents, means: tuple | None) -> xp.Array:
     """(dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd."""
     if means is None:
-      mean = o.mean(at.dxhat)
-      means = mean, at.xhat.sum_with(mean, o.mean(at.dxhat * at.xhat.d))
-    return multiplied_out(o, self.again(o, statistics, dy, at), *means)
+      mean = at.o.mean(at.dxhat)
+      mean_with_d = at.o.mean(at.dxhat * at.xhat.d)
+      means = mean, at.xhat.sum_with(mean, mean_with_d)
+    return multiplied_out(self.again(at), *means)
 
-  def again(self, o: Operands, statistics, dy, at: Cotangents) -> Cotangents:
-    """`at`, or what is cheaper made again from x than read."""
+  def again(self, at: Cotangents) -> Cotangents:
+    """`at`, or the same from x read again where that is cheaper."""
     return at
 
 
-def per_channel(o: Operands, at: Cotangents) -> tuple:
-  """dgamma, dbeta, E[dxhat] and E[dxhat * xhat] of one pass over x and dy.
+def sums_per_channel(at: Cotangents) -> tuple:
+  """dgamma, dbeta, (E[dxhat], E[dxhat * xhat]) of one pass over x and dy.
 
   Where gamma and beta are constant along the reduced axes, the same two sums
   for each channel give all of them.
   """
-  sum_, sum_with_d = o.add_up(at.dz, at.dz * at.xhat.d)
-  sums = sum_, at.xhat.sum_with(sum_, sum_with_d)
+  o, xhat = at.o, at.xhat
+  sum_, sum_with_d = o.add_up(at.dz, at.dz * xhat.d)
+  sums = sum_, xhat.sum_with(sum_, sum_with_d)
   means = [
     o.spread(o.groups.combine(o.times_gamma(t) / o.channel_size)) for t in sums
   ]
   return *o.channels_to_parameters(*reversed(sums)), means
 
 
-def multiplied_out(o: Operands, at: Cotangents, mean, mean_xhat) -> xp.Array:
-  """dx, with xhat multiplied out: one pass, over xhat.d and dz.
+def multiplied_out(at: Cotangents, mean, mean_xhat) -> xp.Array:
+  """dx with xhat = d * scale + offset multiplied out: one pass, over d and dz.
 
   `mean` is `None` where no mean was subtracted from x.
   """
-  xhat, rstd = at.xhat, at.xhat.rstd
+  o, xhat, rstd = at.o, at.xhat, at.xhat.rstd
   if o.layout.per_channel:  # gamma on the small side.
     dx = at.dz * o.times_gamma(rstd)
   else:

@@ -32,13 +32,12 @@ class AboutZero(Order):
     (rstd,) = statistics
     return Line(o.valid(x), o.spread(rstd))
 
-  def dx(self, o: Operands, statistics, dy, at: Cotangents, means):
+  def dx(self, at: Cotangents, means):
     if means is None:
-      mean_xhat = at.xhat.sum_with(None, o.mean(at.dxhat * at.xhat.d))
+      mean_xhat = at.xhat.sum_with(None, at.o.mean(at.dxhat * at.xhat.d))
     else:
       _, mean_xhat = means
-    again = self.again(o, statistics, dy, at)
-    return multiplied_out(o, again, None, mean_xhat)
+    return multiplied_out(self.again(at), None, mean_xhat)
 
 
 class TwoPass(Order):
@@ -103,7 +102,7 @@ class OnePass(Order):
     """Statistics of the groups, from those of their channels."""
     if not isinstance(o.groups, SideBySide):
       return k, delta, xp.rsqrt(var + o.epsilon)
-    # Means as distances from one number for the group, and the variance between.
+    # Means as distances from one number of the group; the variance between.
     mean = delta + (k - o.spread(o.groups.first(k)))
     away = mean - o.spread(o.groups.combine(mean))
     rstd = xp.rsqrt(o.groups.combine(var + away * away) + o.epsilon)

@@ -67,9 +67,9 @@ def _add_up(tensors, axes: Sequence[int]) -> list[xp.Array]:
   if not axes:
     return list(tensors)
   sizes = [tensors[0].shape[i] for i in axes]
-  known = None not in sizes
-  length = math.prod(sizes) if known else None
-  if known and list(axes) == list(range(axes[0], len(tensors[0].shape))):
+  length = 0 if None in sizes else math.prod(sizes)  # 0 if it is unknown, too.
+  last = list(axes) == list(range(axes[0], len(tensors[0].shape)))
+  if last and None not in sizes:
     return _row_sums(tensors, axes[0], length)
   if len(tensors) == 1 or length in _TWO_SUMS:
     return [_column_sum(t, axes) for t in tensors]

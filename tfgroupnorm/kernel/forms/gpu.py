@@ -14,6 +14,7 @@ sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -65,8 +66,10 @@ SUMS = Sums(
 class _Again(Order):
   """x behind dy: what the sums made of it is cheaper made again than read."""
 
-  def again(self, o: Operands, statistics, dy, at: Cotangents) -> Cotangents:
-    return at.of(self.xhat(o, xla.after(o.x, dy), statistics))
+  def again(self, at: Cotangents) -> Cotangents:
+    x = xla.after(at.o.x, at.dy)
+    xhat = self.xhat(at.o, x, at.statistics)
+    return dataclasses.replace(at, xhat=xhat)
 
 
 class AboutZero(_Again, orders.AboutZero):
@@ -120,14 +123,15 @@ class Chain(orders.TwoPass):
     var = orders.variance(rest, square)
     return (k, rest, xp.rsqrt(var + o.epsilon)), None
 
-  def dx(self, o: Operands, statistics, dy, at: Cotangents, means):
-    xhat, rstd = self._chain(o, xla.after(o.x, dy))
-    dxhat = at.of(Line(xhat)).dxhat
+  def dx(self, at: Cotangents, means):
+    o = at.o
+    xhat, rstd = self._chain(o, xla.after(o.x, at.dy))
+    dxhat = dataclasses.replace(at, xhat=Line(xhat)).dxhat
     return (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
 
 
 def _near_mean(o: Operands) -> xp.Array:
-  """For each row a value near its mean: most is in the chain, a hint will do."""
+  """For each row a value near its mean; a hint will do for sums."""
   if o.layout.spec.view is None:
     return near.element_and_mean(o, near.part(o))
   # Cut out before x is laid out: XLA:GPU reads all of a tensor of another shape

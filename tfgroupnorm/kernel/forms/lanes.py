@@ -151,18 +151,18 @@ class _InLanes(Order):
     # XLA shares products: it would keep x - k from the forward pass.
     return tuple(xla.after(s, dy) for s in statistics)
 
-  def sums_of_gradients(self, o: Operands, at: Cotangents):
+  def sums_of_gradients(self, at: Cotangents):
     xhat = at.xhat.value
-    return *o.sums_for_parameters(at.dz * xhat, at.dz), None
+    return *at.o.sums_for_parameters(at.dz * xhat, at.dz), None
 
-  def dx(self, o: Operands, statistics, dy, at: Cotangents, means):
-    xhat, scale = at.xhat.value, at.xhat.scale
+  def dx(self, at: Cotangents, means):
+    o, xhat, scale = at.o, at.xhat.value, at.xhat.scale
     mean_xhat = o.mean(at.dxhat * xhat)
     dx = at.dxhat - xhat * o.spread(mean_xhat) - o.spread(o.mean(at.dxhat))
     # Spread anew where there is an offset: a step of heads takes a v5e 1650
     # kilocycles, not 1730. Where there is none, in bfloat16, 1070, not 1190.
     if at.xhat.offset is not None:
-      scale = o.spread(xla.after(statistics[-1], mean_xhat))
+      scale = o.spread(xla.after(at.statistics[-1], mean_xhat))
     return dx * scale
 
 
@@ -176,12 +176,11 @@ class AboutZero(_InLanes):
     (rstd,) = statistics
     return Line(o.valid(x), o.spread(rstd))
 
-  def dx(self, o: Operands, statistics, dy, at: Cotangents, means):
+  def dx(self, at: Cotangents, means):
     # Of x, and not of xhat: 675 kilocycles for a step on a v5e, not 804.
-    (rstd,) = statistics
-    x, scale = at.xhat.d, at.xhat.scale
-    mean_xhat = rstd * o.mean(at.dxhat * x)
-    return (at.dxhat - x * o.spread(rstd * mean_xhat)) * scale
+    o, (rstd,), scale = at.o, at.statistics, at.xhat.scale
+    mean_xhat = rstd * o.mean(at.dxhat * at.xhat.d)
+    return (at.dxhat - at.xhat.d * o.spread(rstd * mean_xhat)) * scale
 
 
 class OfBfloat16(_InLanes):

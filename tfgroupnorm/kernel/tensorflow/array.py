@@ -6,12 +6,12 @@ graph may not know; `t.shape` has an int or `None` for each.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-Array = tf.Tensor
-DType = tf.DType
+Array: TypeAlias = tf.Tensor
+DType: TypeAlias = tf.DType
 
 bfloat16, float32, float64 = tf.bfloat16, tf.float32, tf.float64
 bool_, int32, uint32 = tf.bool, tf.int32, tf.uint32

@@ -1,0 +1,7 @@
+"""The form for XLA's compiler for GPUs."""
+
+import forms
+
+
+class TestGPU(forms.ExactFormTest):
+  platform = 'GPU'

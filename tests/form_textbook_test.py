@@ -1,0 +1,24 @@
+"""The textbook's order of computation, `formula.Order`, which others override.
+
+It keeps fewer digits at large means and serves no platform: it is here to show
+that the formula is right as it stands, and what a new platform has to bring.
+"""
+
+import pytest
+
+import forms
+from tfgroupnorm.kernel import forms as kernel_forms
+from tfgroupnorm.kernel import formula
+from tfgroupnorm.kernel.forms.sums import Sums
+
+
+class TestTextbook(forms.FormTest):
+  platform = 'textbook'
+
+  @pytest.fixture(autouse=True)
+  def a_platform(self, monkeypatch):
+    order = formula.Order(Sums())
+    platform = kernel_forms.Platform(
+      about_zero=kernel_forms.orders.AboutZero(Sums()), rows=order, others=order
+    )
+    monkeypatch.setitem(kernel_forms._PLATFORMS, self.platform, platform)

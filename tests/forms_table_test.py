@@ -1,0 +1,67 @@
+"""Which order of computation each platform takes for which groups."""
+
+import re
+
+import pytest
+import tensorflow as tf
+
+from tfgroupnorm.kernel import Spec, forms
+
+# How groups lie: (spec, shape).
+GROUPS = {
+  'rms': ({'axes': (2,), 'rms': True}, (2, 5, 64)),
+  'row': ({'axes': (2,)}, (2, 5, 64)),
+  'masked row': ({'axes': (2,), 'mask_axes': (0, 2)}, (2, 5, 64)),
+  'long row': ({'axes': (2,)}, (2, 5, 9000)),
+  'row of two axes': ({'axes': (2, 3)}, (2, 5, 8, 8)),
+  'columns': ({'axes': (1,)}, (2, 5, 64)),
+  'side by side': ({'axes': (1, 2), 'split': (3, 4)}, (2, 5, 5, 64)),
+  'heads': ({'axes': (3,), 'view': (2, 4)}, (2, 5, 64)),
+  'rms heads': ({'axes': (3,), 'view': (2, 4), 'rms': True}, (2, 5, 64)),
+  'heads of one': ({'axes': (3,), 'view': (2, 64)}, (2, 5, 64)),
+  'heads of unknown length': ({'axes': (3,), 'view': (2, 4)}, (2, None, 64)),
+  'row of unknown length': ({'axes': (2,)}, (2, 5, None)),
+}
+
+
+def order_of(groups, platform, dtype='float32'):
+  spec, shape = GROUPS[groups]
+  spec = Spec(epsilon=1e-3, platform=platform, **spec)
+  with tf.Graph().as_default():
+    x = tf.compat.v1.placeholder(dtype, shape)
+    order = type(forms.choose(spec, x).order)
+  module = order.__module__.rpartition('.')[-1]
+  return order.__name__ if module == 'orders' else f'{module}.{order.__name__}'
+
+
+# Without the module where that is `orders`.
+TABLE = """
+                         op by op   CPU          GPU            TPU
+rms                      AboutZero  AboutZero    gpu.AboutZero  AboutZero
+row                      TwoPass    cpu.TwoPass  gpu.Chain      tpu.OnePass
+masked row               OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
+long row                 OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
+row of two axes          OnePass    cpu.TwoPass  gpu.TwoSigns   tpu.OnePass
+columns                  OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
+side by side             OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
+heads                    TwoPass    cpu.TwoPass  gpu.Chain      lanes.OnePass
+rms heads                AboutZero  AboutZero    gpu.AboutZero  lanes.AboutZero
+heads of one             TwoPass    cpu.TwoPass  gpu.Chain      tpu.OnePass
+heads of unknown length  TwoPass    cpu.TwoPass  gpu.Chain      lanes.OnePass
+row of unknown length    OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
+"""
+ROWS = [re.split('  +', line) for line in TABLE.splitlines()[2:]]
+
+
+@pytest.mark.parametrize('groups, plain, cpu, gpu, tpu', ROWS)
+def test_order(groups, plain, cpu, gpu, tpu):
+  wanted = {None: plain, 'CPU': cpu, 'GPU': gpu, 'TPU': tpu}
+  found = {name: order_of(groups, name) for name in wanted}
+  assert found == wanted
+
+
+def test_heads_of_other_dtypes_on_a_tpu():
+  assert order_of('heads', 'TPU', 'float16') == 'lanes.OnePass'
+  assert order_of('heads', 'TPU', 'bfloat16') == 'lanes.OfBfloat16'
+  assert order_of('rms heads', 'TPU', 'bfloat16') == 'lanes.AboutZero'
+  assert order_of('heads', 'TPU', 'float64') == 'tpu.OnePass'
