@@ -23,7 +23,7 @@ _SAMPLING = 16
 
 
 def part(o: Operands) -> xp.Array:
-  """One part in `_SAMPLING` of `x`, or one element if x is short; as it came."""
+  """One part in `_SAMPLING` of `x` as it came; one element where x is short."""
   sizes = o.narrow.shape
   places = [slice(None)] * len(sizes)
   long = [i for i in o.axes if sizes[i] is None or sizes[i] >= _SAMPLING]
