@@ -1,5 +1,6 @@
 """The Bazel files keep up: each module and each test file has its target."""
 
+import ast
 import pathlib
 import re
 
@@ -33,6 +34,89 @@ def test_each_module_has_a_target():
 def test_each_test_file_has_a_target():
   target = 'pytest_test(\n    name = "{0}",'
   assert _without_target((ROOT / 'tests').glob('*_test.py'), target) == []
+
+
+def _targets():
+  """{label: (its files, its deps)} of all BUILD files; Starlark is Python."""
+  targets = {}
+  for build in [*ROOT.glob('tfgroupnorm/**/BUILD'), ROOT / 'tests' / 'BUILD']:
+    folder = build.parent.relative_to(ROOT).as_posix()
+    for call in ast.walk(ast.parse(build.read_text())):
+      if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        continue
+      if call.func.id not in ('py_library', 'pytest_test'):
+        continue
+      given = {
+        k.arg: ast.literal_eval(k.value)
+        for k in call.keywords
+        if k.arg in ('name', 'srcs', 'deps')
+      }
+      name = given['name']
+      files = given.get('srcs', [])
+      if call.func.id == 'pytest_test':
+        files = [f'{name}.py']
+      targets[f'//{folder}:{name}'] = (
+        {f'{folder}/{file}' for file in files},
+        [_whole(label, folder) for label in given.get('deps', [])],
+      )
+  return targets
+
+
+def _whole(label, folder):
+  """A label with its folder and its name, of which either may be left out."""
+  if label.startswith(':'):
+    return f'//{folder}{label}'
+  return label if ':' in label else f'{label}:{label.rpartition("/")[2]}'
+
+
+def _files_below(label, targets):
+  """What Bazel lays beside a target's own files."""
+  files, seen, waiting = set(), set(), [label]
+  while waiting:
+    label = waiting.pop()
+    if label not in seen:
+      seen.add(label)
+      files |= targets[label][0]
+      waiting += targets[label][1]
+  return files
+
+
+def _imported(path):
+  """Files of this project that a file imports."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {(alias.name,) for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      found |= {(f'{node.module}.{a.name}', node.module) for a in node.names}
+  return {file for names in found if (file := _file(names))}
+
+
+def _file(names):
+  """Of the first of these modules that there is."""
+  for name in names:
+    for folder in ('', 'tests/'):
+      path = folder + name.replace('.', '/')
+      for file in (f'{path}.py', f'{path}/__init__.py'):
+        if (ROOT / file).is_file():
+          return file
+  return None
+
+
+def test_each_target_has_what_it_imports():
+  targets = _targets()
+  assert len(targets) > 60
+  missing = {
+    label: sorted(lacking)
+    for label, (files, _) in targets.items()
+    # It imports what it is asked for; whoever asks depends on that.
+    if label != '//tfgroupnorm:__init__'
+    and (
+      lacking := {i for file in files for i in _imported(ROOT / file)}
+      - _files_below(label, targets)
+    )
+  }
+  assert missing == {}
 
 
 def test_one_version():
