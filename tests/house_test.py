@@ -99,3 +99,28 @@ def test_rooms_that_one_can_take_in(path):
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.FunctionDef):
       assert node.end_lineno - node.lineno < 60, node.name
+
+
+def listing(folder, indent='') -> list[str]:
+  """The files of a folder, each with what its docstring says first."""
+  lines = []
+  for path in sorted(folder.iterdir(), key=lambda p: (p.is_dir(), p.name)):
+    if path.is_dir() and (path / '__init__.py').exists():
+      lines += [f'{indent}{path.name}/', *listing(path, indent + '  ')]
+    elif path.suffix == '.py':
+      said = ast.get_docstring(ast.parse(path.read_text())) or ''
+      lines.append(
+        f'{indent}{path.name:{24 - len(indent)}}{said.splitlines()[0]}'
+      )
+  return lines
+
+
+def test_the_map_is_the_folder():
+  """Both what CONTRIBUTING.md shows and the kernel's own."""
+  page = (ROOT.parent / 'CONTRIBUTING.md').read_text()
+  shown = page.split('```\n')[1].splitlines()
+  wanted = ['tfgroupnorm/', *listing(ROOT, '  ')]
+  assert shown == wanted, 'Paste there:\n' + '\n'.join(wanted)
+  text = (KERNEL / '__init__.py').read_text()
+  rooms = {path.name for path in KERNEL.iterdir() if path.suffix == '.py'}
+  assert all(name in text for name in rooms - {'__init__.py'})
