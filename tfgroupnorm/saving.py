@@ -24,7 +24,7 @@ from absl import logging
 # The message of the file saved_model.pb, which TensorFlow has nowhere else.
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfgroupnorm import _layer, functional
+from tfgroupnorm import functional, models
 
 DEFAULT = 'serving_default'
 
@@ -242,7 +242,7 @@ class _Root(tf.Module):
 
 
 def _servable(model: Any, jit_compile: bool, batches: list[Any]) -> _Servable:
-  keras = _layer.generation_of(model)
+  keras = models.generation_of(model)
   if keras is not None:
     return _keras_servable(model, keras.__name__, jit_compile, batches)
   if isinstance(model, tf.Module) and not hasattr(model, 'get_config'):
@@ -344,7 +344,7 @@ def _arguments(model: Any, generation: str) -> list[Any]:
     return tf.nest.map_structure(lambda spec: spec, list(args))
   if getattr(model, 'inputs', None):
     structure = model.inputs
-    if isinstance(model, _layer.generation_of(model).Sequential):
+    if isinstance(model, models.generation_of(model).Sequential):
       (structure,) = structure
     elif isinstance(model.input, (dict, list, tuple)):
       structure = model.input
