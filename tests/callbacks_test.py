@@ -867,3 +867,7 @@ def test_errors_of_models(generation):
       fit(model, ActivationPercentiles(batch, layers), count=8)
     # What was put around the layers is gone.
     assert 'call' not in vars(model.looped)
+  model = Unused()
+  compile_model(model, module)
+  with pytest.raises(ValueError, match='must be called when the model is'):
+    fit(model, ActivationPercentiles(X, model.unused), count=8)

@@ -30,7 +30,7 @@ _KERAS_NORMS = (
 )
 
 
-# --- Which layers -------------------------------------------------------------
+# --- Which layers ------------------------------------------------------------
 
 
 def check_layers(layers: Any) -> Any:
@@ -330,22 +330,17 @@ def _writes(function: Any) -> bool:
   return any(node.op.startswith('Assign') for part in nodes for node in part)
 
 
-@contextlib.contextmanager
-def _unchanged(variables: Sequence[Any]) -> Iterator[None]:
-  """Gives the variables their values back in the end."""
-  values = [tf.identity(tf.convert_to_tensor(each)) for each in variables]
-  try:
-    yield
-  finally:
-    for each, value in zip(variables, values, strict=True):
-      each.assign(value)
-
-
-def _guarded(run, variables):
-  """`run`, after which the variables are what they were before."""
+def _guarded(
+  run: Callable[[], Any], variables: Sequence[Any]
+) -> Callable[[], Any]:
+  """`run`, after which the variables have the values that they had before."""
 
   def guarded():
-    with _unchanged(variables):
+    values = [tf.identity(tf.convert_to_tensor(each)) for each in variables]
+    try:
       return run()
+    finally:
+      for each, value in zip(variables, values, strict=True):
+        each.assign(value)
 
   return guarded
