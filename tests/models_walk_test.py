@@ -199,6 +199,16 @@ def test_what_is_no_layer_of_a_model(generation):
 
 
 @cases.both_kerases
+def test_both_directions(generation):
+  """The layer that they were made after is never called."""
+  keras = importlib.import_module(generation)
+  assert paths(keras.layers.Bidirectional(keras.layers.LSTM(2))) == [
+    *('forward_layer', 'forward_layer/cell'),
+    *('backward_layer', 'backward_layer/cell'),
+  ]
+
+
+@cases.both_kerases
 def test_a_class_of_the_name_of_one_of_keras(generation):
   keras = importlib.import_module(generation)
 

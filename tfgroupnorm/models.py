@@ -191,6 +191,8 @@ def holders(owner: Layer) -> dict[str, Any]:
   if generation_of(owner) is not None:
     # What `compile` was given, and what a Sequential runs as.
     kept.update(('loss', '_functional'))
+  if isinstance(owner, classes('Bidirectional')):
+    kept.add('layer')  # What its two layers were made after.
   return {
     name: value
     for name, value in vars(owner).items()
