@@ -867,15 +867,7 @@ def test_errors_of_models(generation):
       fit(model, ActivationPercentiles(batch, layers), count=8)
     # What was put around the layers is gone.
     assert 'call' not in vars(model.looped)
-
-
-def test_walks_without_private_names():
-  """Where Keras has renamed `_flatten_layers`, models are still searched."""
-
-  class Part:
-    def __init__(self, name, layers=()):
-      self.name, self.layers = name, layers
-
-  inner = Part('inner', [Part('norm')])
-  paths = callbacks._paths(Part('model', [inner, Part('last')]))
-  assert list(paths) == ['inner', 'inner/norm', 'last']
+  model = Unused()
+  compile_model(model, module)
+  with pytest.raises(ValueError, match='must be called when the model is'):
+    fit(model, ActivationPercentiles(X, model.unused), count=8)

@@ -12,6 +12,7 @@ MODULES = [
   'tfgroupnorm.convert',
   'tfgroupnorm.functional',
   'tfgroupnorm.layers',
+  'tfgroupnorm.models',
   'tfgroupnorm.saving',
   'tfgroupnorm.tf_keras',
 ]

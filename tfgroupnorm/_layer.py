@@ -8,9 +8,7 @@ maths and its validation to `functional`. They are mixed into
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
 from typing import Any
 
 import numpy as np
@@ -19,29 +17,7 @@ import tensorflow as tf
 from tfgroupnorm import functional
 
 # Where a user of each generation finds these layers.
-_HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
-
-
-def generations() -> list[Any]:
-  """The modules `keras` and `tf_keras`, as far as this process has them.
-
-  None is imported for this: who has a model of one has imported it.
-  """
-  modules = (sys.modules.get(name) for name in _HOMES)
-  return [module for module in modules if hasattr(module, 'layers')]
-
-
-def generation_of(model: Any) -> Any:
-  """The module in `generations` of which `model` is a model, or `None`."""
-  for module in generations():
-    if isinstance(model, module.Model):
-      return module
-  return None
-
-
-def layers_of(keras: Any) -> Any:
-  """The module that has the layers of this package for `keras`."""
-  return importlib.import_module(_HOMES[keras.__name__])
+HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
 
 
 def registered(keras, name: str):
@@ -156,7 +132,7 @@ class Norm(_AnyLayer):
         raise TypeError(
           f'This {type(self).__qualname__} belongs to {self._keras.__name__}. '
           f'Received: a symbolic tensor of {wanted}. Use `from '
-          f'{_HOMES[wanted]} import {type(self).__qualname__}` in that model.'
+          f'{HOMES[wanted]} import {type(self).__qualname__}` in that model.'
         )
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
@@ -260,7 +236,7 @@ def _generation(tensor) -> str | None:
   """`'keras'` or `'tf_keras'` if `tensor` is a symbolic one of that Keras."""
   kind = type(tensor)
   root = kind.__module__.partition('.')[0]
-  return root if 'KerasTensor' in kind.__name__ and root in _HOMES else None
+  return root if 'KerasTensor' in kind.__name__ and root in HOMES else None
 
 
 def _widened(x: tf.Tensor, compute_dtype: tf.DType) -> tf.Tensor:

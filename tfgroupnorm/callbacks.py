@@ -5,29 +5,17 @@ One class serves `fit` of Keras 3 and of tf-keras, which it never imports.
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import _layer, functional
-
-# Keras' own normalization layers, of either generation.
-_KERAS_NORMS = (
-  'BatchNormalization',
-  'GroupNormalization',
-  'LayerNormalization',
-  'RMSNormalization',
-  'UnitNormalization',
-)
+from tfgroupnorm import _features, _figures, functional
 
 # Records, however cheap, come at least this part of the steps so far apart, so
 # that their number grows with the logarithm of the steps.
@@ -39,216 +27,6 @@ _SCALAR = tf.compat.v1.SummaryMetadata(
   plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name='scalars'),
   data_class='DATA_CLASS_SCALAR',
 )
-
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-_LINES: tuple[dict[str, Any], ...] = (
-  {'color': '#0072B2', 'linestyle': '-'},
-  {'color': '#56B4E9', 'linestyle': '--'},
-  {'color': '#E69F00', 'linestyle': '--'},
-  {'color': '#D55E00', 'linestyle': '-'},
-  {'color': '#009E73', 'linestyle': ':'},
-  {'color': '#CC79A7', 'linestyle': '-.'},
-)
-
-
-def _is_layer(thing: Any) -> bool:
-  kinds = tuple(module.layers.Layer for module in _layer.generations())
-  return isinstance(thing, kinds)
-
-
-def _is_norm(layer: Any) -> bool:
-  kinds: list[type] = [_layer.Norm]
-  for module in _layer.generations():
-    kinds += [
-      getattr(module.layers, name)
-      for name in _KERAS_NORMS
-      if hasattr(module.layers, name)
-    ]
-  return isinstance(layer, tuple(kinds))
-
-
-def _children(layer: Any) -> list[Any]:
-  """The layers right inside `layer`."""
-  # A private name, the same in both Kerases. `layers`, the public one, knows
-  # models only: not what is in a layer that is made of layers.
-  flatten = getattr(layer, '_flatten_layers', None)
-  if flatten is None:
-    return list(getattr(layer, 'layers', ()))
-  return list(flatten(include_self=False, recursive=False))
-
-
-def _paths(model: Any) -> dict[str, Any]:
-  """Where it is in the model, `'block/norm'`, -> layer; each layer once."""
-  found: dict[str, Any] = {}
-  seen = {id(model)}
-
-  def walk(parent, prefix):
-    for layer in _children(parent):
-      if id(layer) in seen:
-        continue
-      seen.add(id(layer))
-      path, count = prefix + layer.name, 1
-      while path in found:  # In a subclassed model names may repeat.
-        count += 1
-        path = f'{prefix}{layer.name}#{count}'
-      found[path] = layer
-      walk(layer, f'{path}/')
-
-  walk(model, '')
-  return found
-
-
-def _named(name: str, paths: dict[str, Any]) -> str:
-  """The path of the layer that `name` is the path or the name of."""
-  if name in paths:
-    return name
-  matches = [path for path, layer in paths.items() if layer.name == name]
-  if len(matches) == 1:
-    return matches[0]
-  if matches:
-    raise ValueError(
-      'A name in `layers` must be that of one layer. Received: '
-      f'{name!r}, the name of {", ".join(map(repr, matches))}. Give one of '
-      'these paths.'
-    )
-  near = difflib.get_close_matches(name, paths, n=5, cutoff=0.4)
-  some = near or [path for path in paths if '/' not in path][:9]
-  raise ValueError(
-    f'`layers` must name layers of the model. Received: {name!r}, which it '
-    f'does not have. {"Near" if near else "It has"}: '
-    f'{", ".join(map(repr, some))}.'
-  )
-
-
-def _choose(layers: Any, model: Any) -> dict[str, Any]:
-  """What to call it in the records -> layer."""
-  paths = _paths(model)
-  if layers is None or (callable(layers) and not _is_layer(layers)):
-    wanted = _is_norm if layers is None else layers
-    chosen = [path for path, layer in paths.items() if wanted(layer)]
-    if not chosen:
-      what = 'normalization layer' if layers is None else 'layer that fits'
-      raise ValueError(
-        f'The model must have a layer to follow. Received: layers={layers!r}, '
-        f'and a model without a {what}. Give names in `layers`, such as '
-        f'{", ".join(map(repr, list(paths)[-3:]))}.'
-      )
-  else:
-    chosen = []
-    for item in layers if isinstance(layers, (list, tuple)) else [layers]:
-      if isinstance(item, str):
-        chosen.append(_named(item, paths))
-        continue
-      held = [path for path, layer in paths.items() if layer is item]
-      if not held:
-        raise ValueError(
-          'A layer in `layers` must belong to the model. Received: '
-          f'{item.name!r}, which is not in {model.name!r}. Give a layer of '
-          'the model that is trained, or its name.'
-        )
-      chosen += held
-  names = [paths[path].name for path in chosen]
-  return {
-    (name if names.count(name) == 1 else path): paths[path]
-    for path, name in zip(chosen, names, strict=True)
-  }
-
-
-@tf.autograph.experimental.do_not_convert
-@contextlib.contextmanager
-def _watched(layers: dict[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
-  """Within it, all that the layers return is collected in the dict."""
-  found: dict[str, list[tf.Tensor]] = {name: [] for name in layers}
-
-  def watch(name, call):
-    @functools.wraps(call)
-    def watched(*args, **kwargs):
-      outputs = call(*args, **kwargs)
-      found[name] += tf.nest.flatten(outputs)
-      return outputs
-
-    return watched
-
-  # Past `__setattr__`, which would have Keras track them. This reaches what a
-  # second functional model would not: subclassed and nested models.
-  before = {name: dict(vars(layer)) for name, layer in layers.items()}
-  try:
-    for name, layer in layers.items():
-      vars(layer)['call'] = watch(name, layer.call)
-    yield found
-  finally:
-    for name, layer in layers.items():
-      vars(layer).pop('call', None)
-      if 'call' in before[name]:
-        vars(layer)['call'] = before[name]['call']
-
-
-@tf.autograph.experimental.do_not_convert
-def _raise_uncallable(error: Exception) -> None:
-  raise ValueError(
-    'The model must be callable on `data` with training=False. Received: '
-    f'{type(error).__name__}: {error}'
-  ) from error
-
-
-def _check_collected(found: dict[str, list[tf.Tensor]]) -> None:
-  """Raises where a layer returned nothing, or nothing that can be read."""
-  for name, outputs in found.items():
-    if not outputs:
-      raise ValueError(
-        '`layers` must be called when the model is. Received: '
-        f'{name!r}, which was not. Leave it out, or call it in the model, '
-        'also with training=False.'
-      )
-    for tensor in outputs:
-      graph = (
-        None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-      )
-      if getattr(tensor, 'graph', graph) is not graph:
-        raise ValueError(
-          '`layers` must be called outside of loops and branches. Received: '
-          f'{name!r}, whose features are inside one. Follow the layer around '
-          'it.'
-        )
-      functional.check_real(tensor)
-
-
-def _sample(outputs: Sequence[tf.Tensor], size: int) -> tf.Tensor:
-  """At most `size` of the values, the same positions each time, as float32."""
-  flat = [tf.reshape(x, [-1]) for x in outputs]
-  x = (
-    flat[0]
-    if len(flat) == 1
-    else tf.concat([tf.cast(each, tf.float32) for each in flat], 0)
-  )
-  count = x.shape[0]
-  if count is None or count > size:
-    # Stateless, so that no random number of the training is used up.
-    x = tf.gather(
-      x,
-      tf.random.stateless_uniform(
-        [size], (0, 0), maxval=tf.size(x, tf.int64), dtype=tf.int64
-      ),
-    )
-  return tf.cast(x, tf.float32)
-
-
-def _writes(function: Any) -> bool:
-  """Whether a concrete function assigns to variables."""
-  graph = function.graph.as_graph_def()
-  nodes = [graph.node, *(each.node_def for each in graph.library.function)]
-  return any(node.op.startswith('Assign') for part in nodes for node in part)
-
-
-@contextlib.contextmanager
-def _unchanged(variables: Sequence[Any]) -> Iterator[None]:
-  """Gives the variables their values back in the end."""
-  values = [tf.identity(tf.convert_to_tensor(each)) for each in variables]
-  try:
-    yield
-  finally:
-    for each, value in zip(variables, values, strict=True):
-      each.assign(value)
 
 
 def _writers(log_dir: str, percentiles: Sequence[float]) -> list[Any]:
@@ -291,96 +69,6 @@ def _check_update_freq(update_freq: Any) -> int | str:
       f'{update_freq}. Use "auto" to have it chosen by what records cost.'
     )
   return update_freq
-
-
-def _check_layers(layers: Any) -> Any:
-  if layers is None or isinstance(layers, str) or callable(layers):
-    return layers
-  if isinstance(layers, (list, tuple)) and all(
-    isinstance(item, str) or _is_layer(item) for item in layers
-  ):
-    if not layers:
-      raise ValueError(
-        '`layers` must have one layer at least. Received: layers='
-        f'{layers!r}. Leave it out for all normalization layers.'
-      )
-    return tuple(layers)
-  raise TypeError(
-    '`layers` must be names, layers, or a function of a layer that says '
-    f'whether to follow it. Received: layers={layers!r}. Leave it out for all '
-    'normalization layers.'
-  )
-
-
-def _check_data(data: Any) -> Any:
-  """`data` with tensors for arrays."""
-  if data is None or isinstance(data, (str, tf.data.Dataset)):
-    raise TypeError(
-      '`data` must be one batch of inputs of the model: an array or a tensor, '
-      f'or a list or dict of these. Received: {type(data).__name__}. Of a '
-      'dataset of inputs and targets take `next(iter(dataset))[0]`.'
-    )
-
-  def convert(x):
-    if isinstance(x, (bool, int, float)):
-      raise TypeError(
-        '`data` must be one batch of inputs of the model: an array or a '
-        'tensor, or a list or dict of these. Received: a number, '
-        f'{x!r}, in a {type(data).__name__}. Convert it by `np.array`.'
-      )
-    if isinstance(x, np.ndarray) and x.dtype.kind == 'f':
-      x = x.astype(keras.backend.floatx())  # As `fit` does.
-    return tf.convert_to_tensor(x)
-
-  return tf.nest.map_structure(convert, data)
-
-
-def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
-  """What Keras takes from `data`, in the order of `model.inputs`."""
-  try:
-    declared = model.input
-  except (AttributeError, ValueError):  # Keras 3's Sequential has none.
-    declared = None
-  names = (
-    sorted(declared)
-    if isinstance(declared, dict)
-    else [x.name for x in model.inputs]
-  )
-  missing = [name for name in names if name not in data]
-  if missing:
-    raise ValueError(
-      '`data` must have each input of the model by its name. Received: a dict '
-      f'of {", ".join(map(repr, data))}, without '
-      f'{", ".join(map(repr, missing))}.'
-    )
-  return [data[name] for name in names]
-
-
-def _fits(given: tuple[int, ...], wanted: tf.TensorShape) -> bool:
-  shapes = [given, (*given, 1)]  # Keras adds and drops a last axis of one.
-  if given[-1:] == (1,):
-    shapes.append(given[:-1])
-  return any(wanted.is_compatible_with(shape) for shape in shapes)
-
-
-def _check_fits(data: Any, model: Any) -> None:
-  """Compares shapes, where the model is one that knows its inputs."""
-  wanted = getattr(model, 'inputs', None)
-  if not wanted:
-    return
-  if isinstance(data, dict):
-    data = _by_name(data, model)
-  given = tf.nest.flatten(data)
-  shapes = [tuple(x.shape) for x in given]
-  expected = [tuple(x.shape) for x in wanted]
-  if len(given) != len(wanted) or not all(
-    _fits(a, tf.TensorShape(b)) for a, b in zip(shapes, expected, strict=True)
-  ):
-    raise ValueError(
-      '`data` must be a batch of inputs of the model, which has inputs of '
-      f'shape {", ".join(map(str, expected))}. Received: shape '
-      f'{", ".join(map(str, shapes))}. The batch is the first axis.'
-    )
 
 
 class ActivationPercentiles(keras.callbacks.Callback):
@@ -467,8 +155,8 @@ class ActivationPercentiles(keras.callbacks.Callback):
     sample_size: int = 2**16,
   ):
     super().__init__()
-    self._data = _check_data(data)
-    self._layers = _check_layers(layers)
+    self._data = _features.check_data(data)
+    self._layers = _features.check_layers(layers)
     self.percentiles = _check_percentiles(percentiles)
     self.update_freq = _check_update_freq(update_freq)
     if isinstance(max_share, bool) or not isinstance(
@@ -492,7 +180,6 @@ class ActivationPercentiles(keras.callbacks.Callback):
         f'{sample_size}. 65536 values know the 1st percentile to within 0.1%.'
       )
     self._followed: Any = None  # The model.
-    self._chosen: dict[str, Any] = {}
     self._read: Callable[[], dict[str, tf.Tensor]] | None = None
     self._writers: list[Any] = []
     self._steps: list[int] = []
@@ -660,42 +347,9 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   def _prepare(self) -> Callable[[], dict[str, tf.Tensor]]:
     """Makes what reads the features, and has run it once."""
-    model = self.model
-    self._chosen = _choose(self._layers, model)
-    _check_fits(self._data, model)
-    if getattr(model, 'run_eagerly', False):
-      run, writes = self._features, True
-    else:
-      run = self._features
-      if isinstance(model, keras.Model):
-        # Layers of Keras 2 may rely on the conversion of Python's `if`.
-        run = tf.autograph.experimental.do_not_convert(run)
-      run = tf.function(run)
-      writes = _writes(run.get_concrete_function())
-    if writes:
-      # Keras 3 keeps the state of its random numbers there too.
-      run = _guarded(run, model.non_trainable_variables)
-    run()
-    return run
-
-  def _features(self) -> dict[str, tf.Tensor]:
-    with _watched(self._chosen) as found:
-      try:
-        self.model(self._data, training=False)
-      except Exception as error:
-        _raise_uncallable(error)
-    return self._sampled(found)
-
-  @tf.autograph.experimental.do_not_convert
-  def _sampled(self, found) -> dict[str, tf.Tensor]:
-    if self._layers is None or callable(self._layers):
-      # All that the model calls.
-      found = {name: outputs for name, outputs in found.items() if outputs}
-    _check_collected(found)
-    return {
-      name: _sample(outputs, self.sample_size)
-      for name, outputs in found.items()
-    }
+    return _features.reader(
+      self.model, self._data, self._layers, self.sample_size
+    )
 
   def _percentiles_of(self, values: np.ndarray) -> np.ndarray:
     if not values.size:
@@ -739,15 +393,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
         f'`layer` must be one that was followed. Received: layer={layer!r}. '
         f'Give one of {", ".join(map(repr, history))}.'
       )
-    marker = '.' if len(self._steps) < 30 else None
-    for i, (each, values) in enumerate(
-      zip(self.percentiles, history[layer].T, strict=True)
-    ):
-      style = _LINES[i % len(_LINES)]
-      axes.plot(self.steps, values, label=f'{each:g}%', marker=marker, **style)
-    axes.set(title=layer, xlabel='step')
-    axes.grid(alpha=0.3)
-    axes.spines[['top', 'right']].set_visible(False)
+    _figures.draw(axes, layer, self.steps, self.percentiles, history[layer])
 
   def plot(self, path=None):
     """Draws all layers that were followed, each in a panel.
@@ -763,48 +409,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
       ImportError: If matplotlib is not installed.
       ValueError: If nothing was recorded.
     """
-    try:
-      from matplotlib import figure
-    except ImportError as error:
-      raise ImportError(
-        'A figure needs matplotlib. Run `pip install "tfgroupnorm[plots]"`; '
-        'the numbers are in `history`.'
-      ) from error
-    names = list(self.history) or [None]
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
-    # Without pyplot no display is looked for.
-    picture = figure.Figure(
-      figsize=(1.2 + 3.2 * columns, 0.6 + 2.4 * rows),
-      dpi=110,
-      layout='constrained',
-    )
-    panels = picture.subplots(rows, columns, squeeze=False).flat
-    for panel, name in zip(panels, names, strict=False):
-      self.draw(panel, name)
-    for panel in list(panels)[len(names) :]:
-      panel.set_axis_off()
-    picture.legend(
-      *_reversed(panels[0].get_legend_handles_labels()),
-      loc='outside right center',
-      title='percentile',
-      frameon=False,
-    )
+    picture = _figures.panels(list(self.history) or [None], self.draw)
     if path is not None:
       picture.savefig(path)
     return picture
-
-
-def _reversed(handles_and_labels):
-  """A legend's entries from the top down, as the lines lie."""
-  return [each[::-1] for each in handles_and_labels]
-
-
-def _guarded(run, variables):
-  """`run`, after which the variables are what they were before."""
-
-  def guarded():
-    with _unchanged(variables):
-      return run()
-
-  return guarded

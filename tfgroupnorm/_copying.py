@@ -1,0 +1,241 @@
+"""Copies of models of either Keras, with others in place of some layers.
+
+A functional or Sequential model is rebuilt by Keras' own cloning. What holds
+its layers as attributes, a wrapper or a subclassed layer or model, is copied by
+its configuration, and the attributes of the copy are replaced.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tfgroupnorm import models
+from tfgroupnorm.models import Keras, Layer
+
+
+class Replacement(Protocol):
+  """A layer of the model, and the one that its copy gets for it."""
+
+  layer: Layer
+  norm: Layer
+
+  def finish(self) -> None:
+    """Called once `norm` is in its place."""
+
+
+def copy_model(model: Layer, replaced: Sequence[Replacement]) -> Layer:
+  """A copy that shares no variable with `model` and is not compiled.
+
+  Raises:
+    ValueError: If a layer cannot be made anew from its configuration.
+  """
+  keras = models.generation_of(model)
+  with keras.saving.custom_object_scope(_custom_classes(model)):
+    return _Copier(keras, replaced).run(model)
+
+
+def _custom_classes(model: Layer) -> dict[str, type]:
+  """Classes of layers that Keras may not find by their name."""
+  kinds = {type(model), *(type(layer) for _, layer in models.walk(model))}
+  known = ('keras', 'tf_keras', 'tfgroupnorm')
+  return {
+    kind.__name__: kind
+    for kind in kinds
+    if kind.__module__.partition('.')[0] not in known
+  }
+
+
+class _Copier:
+  """Copies of layers; one layer has one copy, wherever it is met."""
+
+  def __init__(self, keras: Keras, replaced: Sequence[Replacement]):
+    self._keras = keras
+    self._replaced = {id(each.layer): each for each in replaced}
+    # id -> the layer, kept so that no other gets its id, and its copy.
+    self._copies: dict[int, tuple[Layer, Layer]] = {}
+    self._restored: set[int] = set()
+
+  def run(self, model: Layer) -> Layer:
+    result = self.copy(model)
+    self._restore(model)
+    for each in self._replaced.values():
+      each.finish()
+    for layer in models.parents_first(model):
+      # To set it for a model sets it for all layers inside.
+      new = self._copies[id(layer)][1]
+      # The first Keras 3 does not tell the weights what is no change.
+      new.trainable = not layer.trainable
+      new.trainable = layer.trainable
+    return result
+
+  def copy(self, layer: Layer) -> Layer:
+    """The copy of `layer`, for a graph with the copies of its layers."""
+    if id(layer) not in self._copies:
+      if id(layer) in self._replaced:
+        new = self._replaced[id(layer)].norm
+      elif models.is_graph(layer):
+        new = self._copy_graph(layer)
+      else:
+        new = _from_config(layer)
+        if isinstance(layer, self._keras.layers.Lambda):
+          # From the configuration it would not know the module it is from.
+          new.function = layer.function
+      self._copies[id(layer)] = layer, new
+    return self._copies[id(layer)][1]
+
+  def _copy_graph(self, model):
+    keras = self._keras
+    try:
+      if keras.__name__ == 'tf_keras':
+        new = keras.models.clone_model(model, clone_function=self.copy)
+      elif isinstance(model, keras.Sequential):
+        new = self._copy_sequential(model)
+      else:
+        new = self._copy_functional(model)
+    except TypeError as error:  # A constructor with other arguments.
+      raise _cannot_copy(model, str(error)) from error
+    if type(new) is not type(model):
+      raise _cannot_copy(model, 'Keras copies it as a plain model.')
+    if model.built and not new.built:
+      new.build_from_config(model.get_build_config())
+    return new
+
+  def _copy_sequential(self, model):
+    # Not by Keras' cloning, which compiles the copy of a compiled model, or
+    # fails to.
+    layers = [self.copy(layer) for layer in model.layers]
+    first = model.get_config()['layers'][:1]
+    if first and first[0]['class_name'] == 'InputLayer':
+      config = first[0]['config']
+      layers.insert(0, self._keras.layers.InputLayer.from_config(config))
+    return self._keras.Sequential(layers, name=model.name)
+
+  def _copy_functional(self, model):
+    # A second model on the same tensors is one that is not compiled.
+    plain = type(model)(model.input, model.output, name=model.name)
+
+    kind = self._keras.layers.InputLayer
+    inputs = [layer for layer in model.layers if isinstance(layer, kind)]
+
+    def new_input(tensor):
+      # Keras would name the new one after the tensor.
+      layer = next(layer for layer in inputs if layer.output is tensor)
+      return kind.from_config(layer.get_config()).output
+
+    return self._keras.models.clone_model(
+      plain,
+      input_tensors=tf.nest.map_structure(new_input, model.input),
+      clone_function=self.copy,
+    )
+
+  def _restore(self, layer):
+    """Gives the copy of `layer` the weights, and in place of its own layers
+    those that are to be there."""
+    if id(layer) in self._restored:
+      return
+    self._restored.add(id(layer))
+    if id(layer) in self._replaced:
+      return
+    new = self._copies[id(layer)][1]
+    if models.is_graph(layer):
+      for child, twin in zip(layer.layers, new.layers, strict=True):
+        # Inputs are made by Keras.
+        self._copies.setdefault(id(child), (child, twin))
+        self._rename(twin, child.name)
+      self._attach(layer, new)
+      self._restore_attributes(layer, new)
+      return
+    self._rename(new, layer.name)
+    self._restore_attributes(layer, new)
+    if layer.built and not new.built:
+      _build_like(layer, new)
+      # What is made only by `build`.
+      self._restore_attributes(layer, new)
+    _copy_state(layer, new)
+
+  def _attach(self, model, new):
+    """Attributes that a graph was given; Keras' cloning leaves them out."""
+    for name, value in models.holders(model).items():
+      if name not in vars(new):
+        setattr(new, name, models.rebuilt(value, self.copy))
+
+  def _rename(self, new, name):
+    # Names that Keras invents differ from one copy to the next.
+    if new.name != name:
+      keras_2 = self._keras.__name__ == 'tf_keras'
+      setattr(new, '_name' if keras_2 else 'name', name)
+
+  def _restore_attributes(self, layer, new):
+    twins = dict(models.children(new))
+    for path, child in models.children(layer):
+      if path not in twins:
+        if layer.built and not new.built:
+          continue  # To come with `build`.
+        raise _cannot_copy(layer, f'A layer is missing in the copy: {path}.')
+      if id(child) not in self._copies:
+        if id(child) in self._replaced or models.is_graph(child):
+          self.copy(child)
+        else:
+          self._copies[id(child)] = child, twins[path]
+      wanted = self._copies[id(child)][1]
+      if wanted is not twins[path]:
+        models.swap(new, twins[path], wanted)
+      self._restore(child)
+
+
+def _from_config(layer: Layer) -> Layer:
+  make = type(layer).from_config
+  # Safe mode is about code in files of others.
+  unsafe = 'safe_mode' in inspect.signature(make).parameters
+  try:
+    new = make(layer.get_config(), **({'safe_mode': False} if unsafe else {}))
+  except Exception as error:  # Whatever the code of others may raise.
+    raise _cannot_copy(layer, str(error)) from error
+  if type(new) is not type(layer):
+    raise _cannot_copy(layer, f'It comes back as a {type(new).__name__}.')
+  return new
+
+
+def _cannot_copy(layer: Layer, problem: str) -> ValueError:
+  remedy = (
+    'convert `keras.Model(model.inputs, model.outputs)`'
+    if models.is_graph(layer)
+    else 'give its class `get_config` and `from_config` that make an equal one'
+  )
+  return ValueError(
+    f'{type(layer).__name__} {layer.name!r} cannot be copied. Received: '
+    f'{problem.rstrip(".")}. To have it converted, {remedy}; or write '
+    'GroupNorm in its code in place of BatchNormalization.'
+  )
+
+
+def _build_like(layer: Layer, new: Layer) -> None:
+  config = layer.get_build_config()
+  if not config:
+    return
+  with warnings.catch_warnings(record=True):
+    warnings.simplefilter('always')  # Judged by the weights, see _copy_state.
+    new.build_from_config(config)
+  # Keras 3 does not note it of a model that it builds by calling it.
+  new.built = True
+
+
+def _copy_state(layer: Layer, new: Layer) -> None:
+  """All that a layer itself keeps, not the layers in it."""
+  state: dict[str, Any] = {}
+  layer.save_own_variables(state)
+  if state:
+    try:
+      new.load_own_variables(state)
+    except ValueError as error:
+      raise _cannot_copy(layer, str(error)) from error
+  if hasattr(layer, 'save_assets'):  # Vocabularies.
+    with tempfile.TemporaryDirectory() as folder:
+      layer.save_assets(folder)
+      new.load_assets(folder)

@@ -1,0 +1,346 @@
+"""Reading what layers of a model return for fixed data, and leaving no trace.
+
+Which layers, on what data, and how: the model is called as for inference while
+the `call` of each layer is watched, and at most so many values of each are
+kept. Names that users know, and the messages about them, are those of
+`callbacks.ActivationPercentiles`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfgroupnorm import _layer, functional, models
+
+# Keras' own normalization layers, of either generation.
+_KERAS_NORMS = (
+  'BatchNormalization',
+  'GroupNormalization',
+  'LayerNormalization',
+  'RMSNormalization',
+  'UnitNormalization',
+)
+
+
+# --- Which layers ------------------------------------------------------------
+
+
+def check_layers(layers: Any) -> Any:
+  """`layers`, a list of them as a tuple."""
+  if layers is None or isinstance(layers, str) or callable(layers):
+    return layers
+  if isinstance(layers, (list, tuple)) and all(
+    isinstance(item, str) or models.is_layer(item) for item in layers
+  ):
+    if not layers:
+      raise ValueError(
+        '`layers` must have one layer at least. Received: layers='
+        f'{layers!r}. Leave it out for all normalization layers.'
+      )
+    return tuple(layers)
+  raise TypeError(
+    '`layers` must be names, layers, or a function of a layer that says '
+    f'whether to follow it. Received: layers={layers!r}. Leave it out for all '
+    'normalization layers.'
+  )
+
+
+def _is_rule(layers: Any) -> bool:
+  """Whether it says of any layer whether to follow it."""
+  return layers is None or (callable(layers) and not models.is_layer(layers))
+
+
+def _is_norm(layer: Any) -> bool:
+  return isinstance(layer, (_layer.Norm, *models.classes(*_KERAS_NORMS)))
+
+
+def _named(name: str, paths: dict[str, Any]) -> str:
+  """The path of the layer that `name` is the path or the name of."""
+  if name in paths:
+    return name
+  matches = [path for path, layer in paths.items() if layer.name == name]
+  if len(matches) == 1:
+    return matches[0]
+  if matches:
+    raise ValueError(
+      'A name in `layers` must be that of one layer. Received: '
+      f'{name!r}, the name of {", ".join(map(repr, matches))}. Give one of '
+      'these paths.'
+    )
+  near = difflib.get_close_matches(name, paths, n=5, cutoff=0.4)
+  some = near or [path for path in paths if '/' not in path][:9]
+  raise ValueError(
+    f'`layers` must name layers of the model. Received: {name!r}, which it '
+    f'does not have. {"Near" if near else "It has"}: '
+    f'{", ".join(map(repr, some))}.'
+  )
+
+
+def _choose(layers: Any, model: Any) -> dict[str, Any]:
+  """What to call it in the records -> layer."""
+  paths = dict(models.walk(model, named=True))
+  if _is_rule(layers):
+    wanted = _is_norm if layers is None else layers
+    chosen = [path for path, layer in paths.items() if wanted(layer)]
+    if not chosen:
+      what = 'normalization layer' if layers is None else 'layer that fits'
+      raise ValueError(
+        f'The model must have a layer to follow. Received: layers={layers!r}, '
+        f'and a model without a {what}. Give names in `layers`, such as '
+        f'{", ".join(map(repr, list(paths)[-3:]))}.'
+      )
+  else:
+    chosen = []
+    for item in layers if isinstance(layers, (list, tuple)) else [layers]:
+      if isinstance(item, str):
+        chosen.append(_named(item, paths))
+        continue
+      held = [path for path, layer in paths.items() if layer is item]
+      if not held:
+        raise ValueError(
+          'A layer in `layers` must belong to the model. Received: '
+          f'{item.name!r}, which is not in {model.name!r}. Give a layer of '
+          'the model that is trained, or its name.'
+        )
+      chosen += held
+  names = [paths[path].name for path in chosen]
+  return {
+    (name if names.count(name) == 1 else path): paths[path]
+    for path, name in zip(chosen, names, strict=True)
+  }
+
+
+# --- On what data ------------------------------------------------------------
+
+
+def check_data(data: Any) -> Any:
+  """`data` with tensors for arrays."""
+  if data is None or isinstance(data, (str, tf.data.Dataset)):
+    raise TypeError(
+      '`data` must be one batch of inputs of the model: an array or a tensor, '
+      f'or a list or dict of these. Received: {type(data).__name__}. Of a '
+      'dataset of inputs and targets take `next(iter(dataset))[0]`.'
+    )
+
+  def convert(x):
+    if isinstance(x, (bool, int, float)):
+      raise TypeError(
+        '`data` must be one batch of inputs of the model: an array or a '
+        'tensor, or a list or dict of these. Received: a number, '
+        f'{x!r}, in a {type(data).__name__}. Convert it by `np.array`.'
+      )
+    if isinstance(x, np.ndarray) and x.dtype.kind == 'f':
+      x = x.astype(keras.backend.floatx())  # As `fit` does.
+    return tf.convert_to_tensor(x)
+
+  return tf.nest.map_structure(convert, data)
+
+
+def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
+  """What Keras takes from `data`, in the order of `model.inputs`."""
+  declared = models.inputs_of(model)
+  names = (
+    sorted(declared)
+    if isinstance(declared, dict)
+    else [x.name for x in model.inputs]
+  )
+  missing = [name for name in names if name not in data]
+  if missing:
+    raise ValueError(
+      '`data` must have each input of the model by its name. Received: a dict '
+      f'of {", ".join(map(repr, data))}, without '
+      f'{", ".join(map(repr, missing))}.'
+    )
+  return [data[name] for name in names]
+
+
+def _fits(given: tuple[int, ...], wanted: tf.TensorShape) -> bool:
+  shapes = [given, (*given, 1)]  # Keras adds and drops a last axis of one.
+  if given[-1:] == (1,):
+    shapes.append(given[:-1])
+  return any(wanted.is_compatible_with(shape) for shape in shapes)
+
+
+def _check_fits(data: Any, model: Any) -> None:
+  """Compares shapes, where the model is one that knows its inputs."""
+  wanted = getattr(model, 'inputs', None)
+  if not wanted:
+    return
+  if isinstance(data, dict):
+    data = _by_name(data, model)
+  given = tf.nest.flatten(data)
+  shapes = [tuple(x.shape) for x in given]
+  expected = [tuple(x.shape) for x in wanted]
+  if len(given) != len(wanted) or not all(
+    _fits(a, tf.TensorShape(b)) for a, b in zip(shapes, expected, strict=True)
+  ):
+    raise ValueError(
+      '`data` must be a batch of inputs of the model, which has inputs of '
+      f'shape {", ".join(map(str, expected))}. Received: shape '
+      f'{", ".join(map(str, shapes))}. The batch is the first axis.'
+    )
+
+
+# --- How ---------------------------------------------------------------------
+
+
+def reader(
+  model: Any, data: Any, layers: Any, sample_size: int
+) -> Callable[[], dict[str, tf.Tensor]]:
+  """Makes what reads the features, and has run it once.
+
+  Args:
+    model: A built model.
+    data: What `check_data` returned.
+    layers: What `check_layers` returned.
+    sample_size: How many values of a layer to take at most.
+
+  Returns:
+    A function without arguments, that returns values by the layer's name.
+  """
+  chosen = _choose(layers, model)
+  _check_fits(data, model)
+
+  def features():
+    with _watched(chosen) as found:
+      try:
+        model(data, training=False)
+      except Exception as error:
+        _raise_uncallable(error)
+    return _sampled(found, _is_rule(layers), sample_size)
+
+  if getattr(model, 'run_eagerly', False):
+    run, writes = features, True
+  else:
+    run = features
+    if isinstance(model, keras.Model):
+      # Layers of Keras 2 may rely on the conversion of Python's `if`.
+      run = tf.autograph.experimental.do_not_convert(run)
+    run = tf.function(run)
+    writes = _writes(run.get_concrete_function())
+  if writes:
+    # Keras 3 keeps the state of its random numbers there too.
+    run = _guarded(run, model.non_trainable_variables)
+  run()
+  return run
+
+
+@tf.autograph.experimental.do_not_convert
+@contextlib.contextmanager
+def _watched(layers: dict[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
+  """Within it, all that the layers return is collected in the dict."""
+  found: dict[str, list[tf.Tensor]] = {name: [] for name in layers}
+
+  def watch(name, call):
+    @functools.wraps(call)
+    def watched(*args, **kwargs):
+      outputs = call(*args, **kwargs)
+      found[name] += tf.nest.flatten(outputs)
+      return outputs
+
+    return watched
+
+  # Past `__setattr__`, which would have Keras track them. This reaches what a
+  # second functional model would not: subclassed and nested models.
+  before = {name: dict(vars(layer)) for name, layer in layers.items()}
+  try:
+    for name, layer in layers.items():
+      vars(layer)['call'] = watch(name, layer.call)
+    yield found
+  finally:
+    for name, layer in layers.items():
+      vars(layer).pop('call', None)
+      if 'call' in before[name]:
+        vars(layer)['call'] = before[name]['call']
+
+
+@tf.autograph.experimental.do_not_convert
+def _raise_uncallable(error: Exception) -> None:
+  raise ValueError(
+    'The model must be callable on `data` with training=False. Received: '
+    f'{type(error).__name__}: {error}'
+  ) from error
+
+
+@tf.autograph.experimental.do_not_convert
+def _sampled(
+  found: dict[str, list[tf.Tensor]], by_rule: bool, size: int
+) -> dict[str, tf.Tensor]:
+  if by_rule:
+    # All that the model calls.
+    found = {name: outputs for name, outputs in found.items() if outputs}
+  _check_collected(found)
+  return {name: _sample(outputs, size) for name, outputs in found.items()}
+
+
+def _check_collected(found: dict[str, list[tf.Tensor]]) -> None:
+  """Raises where a layer returned nothing, or nothing that can be read."""
+  for name, outputs in found.items():
+    if not outputs:
+      raise ValueError(
+        '`layers` must be called when the model is. Received: '
+        f'{name!r}, which was not. Leave it out, or call it in the model, '
+        'also with training=False.'
+      )
+    for tensor in outputs:
+      graph = (
+        None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+      )
+      if getattr(tensor, 'graph', graph) is not graph:
+        raise ValueError(
+          '`layers` must be called outside of loops and branches. Received: '
+          f'{name!r}, whose features are inside one. Follow the layer around '
+          'it.'
+        )
+      functional.check_real(tensor)
+
+
+def _sample(outputs: Sequence[tf.Tensor], size: int) -> tf.Tensor:
+  """At most `size` of the values, the same positions each time, as float32."""
+  flat = [tf.reshape(x, [-1]) for x in outputs]
+  x = (
+    flat[0]
+    if len(flat) == 1
+    else tf.concat([tf.cast(each, tf.float32) for each in flat], 0)
+  )
+  count = x.shape[0]
+  if count is None or count > size:
+    # Stateless, so that no random number of the training is used up.
+    x = tf.gather(
+      x,
+      tf.random.stateless_uniform(
+        [size], (0, 0), maxval=tf.size(x, tf.int64), dtype=tf.int64
+      ),
+    )
+  return tf.cast(x, tf.float32)
+
+
+def _writes(function: Any) -> bool:
+  """Whether a concrete function assigns to variables."""
+  graph = function.graph.as_graph_def()
+  nodes = [graph.node, *(each.node_def for each in graph.library.function)]
+  return any(node.op.startswith('Assign') for part in nodes for node in part)
+
+
+def _guarded(
+  run: Callable[[], Any], variables: Sequence[Any]
+) -> Callable[[], Any]:
+  """`run`, after which the variables have the values that they had before."""
+
+  def guarded():
+    values = [tf.identity(tf.convert_to_tensor(each)) for each in variables]
+    try:
+      return run()
+    finally:
+      for each, value in zip(variables, values, strict=True):
+        each.assign(value)
+
+  return guarded
