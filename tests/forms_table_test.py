@@ -31,10 +31,11 @@ def order_of(groups, platform, dtype='float32'):
     x = tf.compat.v1.placeholder(dtype, shape)
     order = type(forms.choose(spec, x).order)
   module = order.__module__.rpartition('.')[-1]
-  return order.__name__ if module == 'orders' else f'{module}.{order.__name__}'
+  general = module in ('formula', 'orders')
+  return order.__name__ if general else f'{module}.{order.__name__}'
 
 
-# Without the module where that is `orders`.
+# Without the module where it is none of a platform.
 TABLE = """
                          op by op   CPU          GPU            TPU
 rms                      AboutZero  AboutZero    gpu.AboutZero  AboutZero
@@ -56,6 +57,7 @@ ROWS = [re.split('  +', line) for line in TABLE.splitlines()[2:]]
 @pytest.mark.parametrize('groups, plain, cpu, gpu, tpu', ROWS)
 def test_order(groups, plain, cpu, gpu, tpu):
   wanted = {None: plain, 'CPU': cpu, 'GPU': gpu, 'TPU': tpu}
+  assert {*wanted} == {None, *forms.PLATFORMS}
   found = {name: order_of(groups, name) for name in wanted}
   assert found == wanted
 

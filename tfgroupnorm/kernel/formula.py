@@ -11,7 +11,8 @@ all in which batch, layer, instance and group normalization differ (equations 3,
     z    = gamma * xhat + beta                               (6)
     y    = activation(z) * gate_activation(gate)
 
-and with dy the gradient of the loss with respect to y, and so on,
+RMS normalization leaves out the mean: xhat = x / sqrt(E[x^2] + epsilon). With
+dy the gradient of the loss with respect to y, and so on,
 
     dz     = dy * gate_activation(gate) * activation'(z)
     dgate  = dy * activation(z) * gate_activation'(gate)
@@ -20,9 +21,14 @@ and with dy the gradient of the loss with respect to y, and so on,
     dxhat  = dz * gamma
     dx     = (dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd
 
-Below, `o` has all tensors laid out so that they broadcast, and E is `o.mean`.
-An `Order` says in which order these are computed; this one is the textbook's,
-`orders.py` has those that keep all digits or read x less often.
+and without E[dxhat] for RMS.
+
+Below, `o` has all tensors, laid out for each other; E is `o.mean`, and
+`o.spread` brings what belongs to a group back to its channels. xhat is a
+`Line`, d * scale + offset with only d as large as x, so that gamma and beta can
+be folded into small tensors. An `Order` says in which order statistics and
+gradient are computed. The two here are the textbook's; `orders.py` has those
+that keep all digits, `forms/` those of a platform.
 
 References:
   - Group Normalization, Wu & He, 2018, https://arxiv.org/abs/1803.08494
@@ -52,7 +58,7 @@ def forward(o: Operands, order: Order) -> tuple[xp.Array, tuple]:
 
 def affine(o: Operands, xhat: Line) -> xp.Array:
   """z = gamma * xhat + beta."""
-  if o.layout.per_channel:  # Then it changes nothing that is as large as x.
+  if o.layout.per_channel:  # Then both are folded into scale and offset.
     return xhat.affine(o.gamma, o.beta).value
   return Line(xhat.value, o.gamma, o.beta).value
 
@@ -75,13 +81,12 @@ def backward(
   upstream = o.valid(o.enter(dy))
   statistics = order.wait(statistics, dy)
   xhat = order.xhat(o, o.x, statistics, d)
-  at = Cotangents(o, statistics, dy, upstream, xhat)
-  dgate = at.dgate
-  dgamma, dbeta, means = order.sums_of_gradients(at)
-  return order.dx(at, means), dgamma, dbeta, dgate
+  back = Cotangents(o, statistics, dy, upstream, xhat)
+  dgamma, dbeta, means = order.sums_of_gradients(back)
+  return order.dx(back, means), dgamma, dbeta, back.dgate
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cotangents:
   """The chain rule from dy back to xhat, each step taken when asked for.
 
@@ -131,10 +136,11 @@ class Order:
   """In which order statistics and gradient are computed: the textbook's.
 
   Reads x twice for its statistics. float32 cannot hold a large mean to the last
-  digit of a small deviation, so it is off by 5e-2 for values of 1e4 +- 1e-2.
+  digit of a small deviation: for values of 1e4 +- 1e-2, xhat is off by up to
+  5e-2.
 
   Attributes:
-    sums: How the compiler in charge wants numbers added up.
+    sums: How the compiler in charge wants numbers added up; `o` uses it.
   """
 
   def __init__(self, sums: Any):
@@ -142,8 +148,8 @@ class Order:
 
   def statistics(self, o: Operands) -> tuple[tuple, xp.Array | None]:
     """(mean, rstd), what `xhat` and `dx` need of x; and x - mean."""
-    mean = o.mean(o.part_of_group(o.x))
-    d = o.part_of_group(o.x - o.spread(mean))
+    mean = o.mean(o.counted_only(o.x))
+    d = o.counted_only(o.x - o.spread(mean))
     var = o.mean(d * d)
     return (mean, xp.rsqrt(var + o.epsilon)), d
 
@@ -160,53 +166,79 @@ class Order:
     return self.xhat(o, o.x, statistics, d), statistics
 
   def wait(self, statistics: tuple, dy: xp.Array) -> tuple:
-    """The statistics, where need be not before dy is there."""
+    """The statistics; a platform may hold them back until dy is there.
+
+    Lest its compiler share work on them with the forward pass.
+    """
     return statistics
 
-  def sums_of_gradients(self, at: Cotangents) -> tuple:
+  def sums_of_gradients(self, back: Cotangents) -> tuple:
     """dgamma, dbeta and, where they cost nothing more, the means for dx."""
-    if at.o.layout.per_channel:
-      return sums_per_channel(at)
-    return *at.o.sums_for_parameters(at.dz * at.xhat.value, at.dz), None
+    if back.o.layout.per_channel:
+      return sums_per_channel(back)
+    return *back.o.sums_for_parameters(back.dz * back.xhat.value, back.dz), None
 
-  def dx(self, at: Cotangents, means: tuple | None) -> xp.Array:
+  def dx(self, back: Cotangents, means: tuple | None) -> xp.Array:
     """(dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd."""
+    o, xhat = back.o, back.xhat
     if means is None:
-      mean = at.o.mean(at.dxhat)
-      mean_with_d = at.o.mean(at.dxhat * at.xhat.d)
-      means = mean, at.xhat.sum_with(mean, mean_with_d)
-    return multiplied_out(self.again(at), *means)
+      mean = o.spread(o.mean(back.dxhat))
+      mean_with_d = o.spread(o.mean(back.dxhat * xhat.d))
+      means = mean, xhat.sum_of_products(mean, mean_with_d)
+    return multiplied_out(self.remake(back), *means)
 
-  def again(self, at: Cotangents) -> Cotangents:
-    """`at`, or the same from x read again where that is cheaper."""
-    return at
+  def remake(self, back: Cotangents) -> Cotangents:
+    """`back`, or the same from an xhat that is cheaper made again than read."""
+    return back
 
 
-def sums_per_channel(at: Cotangents) -> tuple:
-  """dgamma, dbeta, (E[dxhat], E[dxhat * xhat]) of one pass over x and dy.
+class AboutZero(Order):
+  """RMS normalization, likewise: xhat = x / sqrt(E[x^2] + epsilon)."""
+
+  def statistics(self, o: Operands):
+    x = o.counted_only(o.x)
+    return (xp.rsqrt(o.mean(x * x) + o.epsilon),), None
+
+  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
+    (rstd,) = statistics
+    return Line(o.valid(x), o.spread(rstd))
+
+  def dx(self, back: Cotangents, means):
+    if means is None:
+      mean_xhat = back.xhat.sum_of_products(
+        None, back.o.mean(back.dxhat * back.xhat.d)
+      )
+    else:
+      _, mean_xhat = means
+    return multiplied_out(self.remake(back), None, mean_xhat)
+
+
+def sums_per_channel(back: Cotangents) -> tuple:
+  """dgamma, dbeta, (E[dxhat], E[dxhat * xhat]) from one pass over x and dy.
 
   Where gamma and beta are constant along the reduced axes, the same two sums
   for each channel give all of them.
   """
-  o, xhat = at.o, at.xhat
-  sum_, sum_with_d = o.add_up(at.dz, at.dz * xhat.d)
-  sums = sum_, xhat.sum_with(sum_, sum_with_d)
+  o, xhat = back.o, back.xhat
+  sum_, sum_with_d = o.add_up(back.dz, back.dz * xhat.d)
+  sum_with_xhat = xhat.sum_of_products(sum_, sum_with_d)
   means = [
-    o.spread(o.groups.combine(o.times_gamma(t) / o.channel_size)) for t in sums
+    o.spread(o.groups.mean_of_channels(o.times_gamma(t) / o.channel_size))
+    for t in (sum_, sum_with_xhat)
   ]
-  return *o.channels_to_parameters(*reversed(sums)), means
+  return *o.channels_to_parameters(sum_with_xhat, sum_), means
 
 
-def multiplied_out(at: Cotangents, mean, mean_xhat) -> xp.Array:
+def multiplied_out(back: Cotangents, mean, mean_xhat) -> xp.Array:
   """dx with xhat = d * scale + offset multiplied out: one pass, over d and dz.
 
   `mean` is `None` where no mean was subtracted from x.
   """
-  o, xhat, rstd = at.o, at.xhat, at.xhat.rstd
+  o, xhat, rstd = back.o, back.xhat, back.xhat.rstd
   if o.layout.per_channel:  # gamma on the small side.
-    dx = at.dz * o.times_gamma(rstd)
+    dx = back.dz * o.times_gamma(rstd)
   else:
-    dx = at.dxhat * rstd
+    dx = back.dxhat * rstd
   dx -= xhat.d * (xhat.scale * rstd * mean_xhat)
   if mean is None:
     return dx

@@ -16,8 +16,7 @@ from typing import Any
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.spec import Spec
 
-# Longest row whose statistics are taken from itself in two steps, and not from
-# a part of it first.
+# Longest row that is read twice for its statistics: it stays in the cache.
 _ROW = 8192
 
 
@@ -49,7 +48,7 @@ class Layout:
     return set(spans).isdisjoint(self.spec.axes)
 
   @property
-  def rows(self) -> bool:
+  def groups_are_rows(self) -> bool:
     """Whether each group is a row of memory, and not too long a one."""
     size = self.dims[-1]
     return (
@@ -67,16 +66,16 @@ class Layout:
   def moved(self, place: Callable[[int], int], **changes) -> Spec:
     """`spec` with axis i at `place(i)`."""
 
-    def moved(axes):
+    def places(axes):
       return tuple(sorted({place(i) for i in axes}))
 
     spec = self.spec
     changes = {
       'split': (place(spec.split[0]), spec.split[1]) if spec.split else None,
-      'axes': moved(spec.axes),
-      'gamma_axes': moved(spec.gamma_axes),
-      'beta_axes': moved(spec.beta_axes),
-      'mask_axes': moved(spec.mask_axes),
+      'axes': places(spec.axes),
+      'gamma_axes': places(spec.gamma_axes),
+      'beta_axes': places(spec.beta_axes),
+      'mask_axes': places(spec.mask_axes),
       **changes,
     }
     return dataclasses.replace(spec, **changes)
@@ -126,7 +125,7 @@ def cut(dims: list[Any], axis: int, groups: int) -> list[Any]:
   return [*dims[:axis], groups, dims[axis] // groups, *dims[axis + 1 :]]
 
 
-def count(dims: list[Any], dtype: xp.DType) -> xp.Array:
+def divisor(dims: list[Any], dtype: xp.DType) -> xp.Array:
   """How many elements `dims` hold, at least 1, so that it can be divided by.
 
   As a float: it does not overflow where an int32 would.
@@ -143,7 +142,7 @@ def count(dims: list[Any], dtype: xp.DType) -> xp.Array:
 class Alone:
   """Each channel is a group by itself."""
 
-  def combine(self, t: xp.Array) -> xp.Array:
+  def mean_of_channels(self, t: xp.Array) -> xp.Array:
     """Channels -> groups, by their mean; all have the same size."""
     return t
 
@@ -165,10 +164,10 @@ class SideBySide:
   def _apart(self, t: xp.Array) -> xp.Array:
     return xp.reshape(t, cut(xp.shape(t), self.axis, self.groups))
 
-  def combine(self, t: xp.Array) -> xp.Array:
+  def mean_of_channels(self, t: xp.Array) -> xp.Array:
     """Channels -> groups, by their mean; all have the same size."""
-    # Divided first: a TPU would do it in a kernel of its own.
-    quotients = self._apart(t) / count([self.size], t.dtype)
+    # Divided first: dividing their sum would be one more kernel on a TPU.
+    quotients = self._apart(t) / divisor([self.size], t.dtype)
     return xp.sum(quotients, self.axis + 1)
 
   def first(self, t: xp.Array) -> xp.Array:

@@ -1,8 +1,9 @@
 """The kernel's arguments as tensors laid out, and what is summed over them.
 
-A tensor is as large as x (elements), or has one number for each channel, or for
-each group. All have the rank of x, so that they broadcast: a channel has size 1
-on the reduced axes, a group besides on what it shares a split axis with.
+All have the rank of x. A tensor is as large as x (elements), or has a number
+for each channel, with size 1 on the reduced axes: both broadcast with each
+other. Or it has a number for each group: on a split axis as many as there are
+groups, and `spread` brings them to the channels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from tfgroupnorm.kernel.activations import ACTIVATIONS
 from tfgroupnorm.kernel.framework import xp
-from tfgroupnorm.kernel.layout import Layout, count
+from tfgroupnorm.kernel.layout import Layout, divisor
 
 
 def compute_dtype(dtype: xp.DType) -> xp.DType:
@@ -54,7 +55,8 @@ class Operands:
     self.mask = self._lay(mask, spec.mask_axes, xp.bool_)
     self.counted = self.mask if self.layout.partly_masked else None
     if self.counted is None:
-      # Nor may what it hides: NaN would come back by gradients of gradients.
+      # Nor may what it hides stay in x: NaN would come back by gradients of
+      # gradients.
       self.x = self.valid(self.x)
     self.gate = None if gate is None else self.valid(self.enter(gate))
     self.channel_size = self.size(self.x, self.counted)
@@ -87,7 +89,7 @@ class Operands:
       return t
     return xp.where(self.mask, t, xp.zeros([], t.dtype))
 
-  def part_of_group(self, t: xp.Array) -> xp.Array:
+  def counted_only(self, t: xp.Array) -> xp.Array:
     """`valid`, where the mask leaves out some elements of a group."""
     return t if self.counted is None else self.valid(t)
 
@@ -98,13 +100,13 @@ class Operands:
     """
     dims = xp.shape(t)
     if counted is None:
-      return count([dims[i] for i in self.axes], self.dtype)
+      return divisor([dims[i] for i in self.axes], self.dtype)
     masked = [i for i in self.axes if i in self.layout.spec.mask_axes]
     free = [dims[i] for i in self.axes if i not in masked]
     counted = xp.sum(xp.astype(counted, self.dtype), masked, keepdims=True)
     # Where there is no valid position there are no statistics; 1 keeps them
     # finite.
-    return xp.maximum(counted * count(free, self.dtype), 1)
+    return xp.maximum(counted * divisor(free, self.dtype), 1)
 
   # --- Elements -> channels -> groups -> channels -----------------------------
 
@@ -118,7 +120,7 @@ class Operands:
 
   def mean(self, t: xp.Array) -> xp.Array:
     """E[t]: elements -> groups."""
-    return self.groups.combine(self.add_up(t)[0] / self.channel_size)
+    return self.groups.mean_of_channels(self.add_up(t)[0] / self.channel_size)
 
   def spread(self, s: xp.Array) -> xp.Array:
     """Groups -> channels: the result broadcasts with `x`."""

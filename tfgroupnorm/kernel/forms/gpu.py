@@ -7,8 +7,8 @@ sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
     all the rest. Here it is added up in two stages (`SUMS`).
   - An x - k that several kernels want it writes out for all of them: a step
     moves 10 to 12 T, not 8. So x - k is made twice, of either sign
-    (`TwoSigns`), and for the gradient once more from x (`_Again`).
-  - Of reductions one after the other, each of what came before, it makes one
+    (`TwoSigns`), and for the gradient once more from x (`_Remakes`).
+  - Several reductions in sequence, each of what the last one left, become one
     kernel that holds a row in registers: 2 T forward, not 4 (`Chain`).
 """
 
@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from tfgroupnorm.kernel import near, orders
+from tfgroupnorm.kernel import formula, near, orders
 from tfgroupnorm.kernel.forms import xla
 from tfgroupnorm.kernel.forms.sums import Sums
 from tfgroupnorm.kernel.formula import Cotangents, Order
@@ -26,10 +26,13 @@ from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.line import Line
 from tfgroupnorm.kernel.operands import Operands
 
-# Longest column that XLA:GPU is left to add up in one stage, and longest piece
-# of one in two. It pads and copies columns of 4096, depending on how many there
-# are; of the two sums of masked columns of 784 it makes two passes.
-_COLUMN, _PIECE = 256, 800
+# Longest column that is added up in one stage: of the two sums of masked
+# columns of 784 it makes two passes.
+_COLUMN = 256
+
+# Longest piece of a column in two stages: it pads and copies columns of 4096,
+# depending on how many there are.
+_PIECE = 800
 
 
 def _staged(reduce: Callable, t: xp.Array, axes: Sequence[int]) -> xp.Array:
@@ -63,16 +66,16 @@ SUMS = Sums(
 )
 
 
-class _Again(Order):
-  """x behind dy: what the sums made of it is cheaper made again than read."""
+class _Remakes(Order):
+  """xhat from x again, behind dy: what the sums made of x is dearer to read."""
 
-  def again(self, at: Cotangents) -> Cotangents:
-    x = xla.after(at.o.x, at.dy)
-    xhat = self.xhat(at.o, x, at.statistics)
-    return dataclasses.replace(at, xhat=xhat)
+  def remake(self, back: Cotangents) -> Cotangents:
+    x = xla.after(back.o.x, back.dy)
+    xhat = self.xhat(back.o, x, back.statistics)
+    return dataclasses.replace(back, xhat=xhat)
 
 
-class AboutZero(_Again, orders.AboutZero):
+class AboutZero(_Remakes, formula.AboutZero):
   """RMS normalization with x read again for its gradient."""
 
 
@@ -84,7 +87,7 @@ class _Reversed(Line):
     return -self.scale
 
 
-class TwoSigns(_Again, orders.OnePass):
+class TwoSigns(_Remakes, orders.OnePass):
   """Both sums at once, the mean's of x - k, that of squares of k - x."""
 
   def differences(self, x, k):
@@ -107,7 +110,11 @@ class Chain(orders.TwoPass):
   """
 
   def _chain(self, o: Operands, x: xp.Array) -> tuple[xp.Array, xp.Array]:
-    """`(xhat, rstd)`; k is the largest element plus the mean distance to it."""
+    """`(xhat, rstd)`.
+
+    The mean is taken as an element plus the mean distance to it, which is exact
+    for equal numbers; a largest one is found by a reduction, as the rest is.
+    """
     largest = xp.max(x, o.axes, keepdims=True)
     d = x - (largest + o.mean(x - largest))
     d -= o.mean(d)
@@ -119,14 +126,14 @@ class Chain(orders.TwoPass):
 
   def statistics(self, o: Operands):
     k = o.valid(xp.stop_gradient(_near_mean(o)))
-    rest, square = orders.means_of_quotients(o, o.x - k, k - o.x)
+    rest, square = orders.of_quotients(o, o.x - k, k - o.x)
     var = orders.variance(rest, square)
     return (k, rest, xp.rsqrt(var + o.epsilon)), None
 
-  def dx(self, at: Cotangents, means):
-    o = at.o
-    xhat, rstd = self._chain(o, xla.after(o.x, at.dy))
-    dxhat = dataclasses.replace(at, xhat=Line(xhat)).dxhat
+  def dx(self, back: Cotangents, means):
+    o = back.o
+    xhat, rstd = self._chain(o, xla.after(o.x, back.dy))
+    dxhat = dataclasses.replace(back, xhat=Line(xhat)).dxhat
     return (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
 
 
@@ -137,8 +144,8 @@ def _near_mean(o: Operands) -> xp.Array:
   # Cut out before x is laid out: XLA:GPU reads all of a tensor of another shape
   # for a part of it. A step of heads of 64 moves 8.20 times the size of x, and
   # 8.26 times if a reduction finds the middle of the two.
-  at, _ = o.layout.spec.view
-  before, size = [slice(None)] * at, o.layout.dims[at + 1]
+  axis, _ = o.layout.spec.view
+  before, size = [slice(None)] * axis, o.layout.dims[axis + 1]
   a, b = (o.source[(*before, slice(i, None, size))] for i in (0, size // 2))
-  a, b = (xp.astype(xp.expand_dims(t, at + 1), o.dtype) for t in (a, b))
+  a, b = (xp.astype(xp.expand_dims(t, axis + 1), o.dtype) for t in (a, b))
   return a / 2 + b / 2
