@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import functional
+from tfgroupnorm import _checks, _layouts, _tensors, functional
 
 # Where a user of each generation finds these layers.
 _HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
@@ -96,20 +96,20 @@ class Norm(_AnyLayer):
     # subtracted would lose what the mean does not need.
     super().__init__(autocast=False, **kwargs)
     keras = self._keras
-    self.epsilon = functional.check_epsilon(epsilon)
-    self.center = functional.check_bool('center', center)
-    self.scale = functional.check_bool('scale', scale)
+    self.epsilon = _checks.check_epsilon(epsilon)
+    self.center = _checks.check_bool('center', center)
+    self.scale = _checks.check_bool('scale', scale)
     self.beta_initializer = keras.initializers.get(beta_initializer)
     self.gamma_initializer = keras.initializers.get(gamma_initializer)
     self.beta_regularizer = keras.regularizers.get(beta_regularizer)
     self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
     self.beta_constraint = keras.constraints.get(beta_constraint)
     self.gamma_constraint = keras.constraints.get(gamma_constraint)
-    self.jit_compile = functional.check_jit_compile(jit_compile)
+    self.jit_compile = _checks.check_jit_compile(jit_compile)
     self.supports_masking = True
     self.gamma = self.beta = None
 
-  def _layout(self, shape) -> functional.Layout:
+  def _layout(self, shape) -> _layouts.Layout:
     """Where this layer finds its groups and parameters in `shape`."""
     raise NotImplementedError
 
@@ -123,7 +123,7 @@ class Norm(_AnyLayer):
 
   def build(self, input_shape):
     """Creates `gamma` and `beta`."""
-    shape = self._layout(_as_list(input_shape)).parameter_shape
+    shape = self._layout(_tensors.as_shape(input_shape)).parameter_shape
     if self._owns_gamma:
       self.gamma = self._own_weight('gamma', shape)
     if self._owns_beta:
@@ -162,7 +162,7 @@ class Norm(_AnyLayer):
       # The first Keras 3 versions cast arrays even where autocast is off.
       inputs = tf.convert_to_tensor(inputs)
     if tf.is_tensor(inputs):
-      functional.check_real(inputs)  # Before Keras has something to say of it.
+      _checks.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
 
   def _apply(self, function, inputs, mask, gamma, beta, **options):
@@ -206,7 +206,7 @@ class Norm(_AnyLayer):
     return value
 
   def compute_output_shape(self, input_shape):
-    self._layout(_as_list(input_shape))
+    self._layout(_tensors.as_shape(input_shape))
     return input_shape
 
   def _activation(self, identifier):
@@ -248,12 +248,6 @@ class Norm(_AnyLayer):
         serialize = getattr(keras, f'{kind}s').serialize
         config[key] = serialize(getattr(self, key))
     return {**super().get_config(), **config}
-
-
-def _as_list(shape) -> list[int | None]:
-  shape = tf.TensorShape(shape)
-  functional.check_rank(shape)
-  return shape.as_list()
 
 
 def _generation(tensor) -> str | None:
@@ -342,7 +336,7 @@ class GroupNorm(Norm):
 
   def __init__(
     self,
-    groups=functional.DEFAULT_GROUPS,
+    groups=_checks.DEFAULT_GROUPS,
     axis=-1,
     epsilon=1e-3,
     center=True,
@@ -372,8 +366,8 @@ class GroupNorm(Norm):
       jit_compile=jit_compile,
       **kwargs,
     )
-    self.groups, self.group_size = functional.check_groups(groups, group_size)
-    self.axis = functional.check_channel_axis(axis)
+    self.groups, self.group_size = _checks.check_groups(groups, group_size)
+    self.axis = _checks.check_channel_axis(axis)
     self.activation = self._activation(activation)
 
   def _grouping(self) -> dict[str, Any]:
@@ -384,7 +378,7 @@ class GroupNorm(Norm):
     return config
 
   def _layout(self, shape):
-    return functional.group_layout(shape, **self._grouping())
+    return _layouts.group_layout(shape, **self._grouping())
 
   def call(self, inputs, mask=None, gamma=None, beta=None):
     return self._apply(
@@ -605,12 +599,12 @@ class LayerNorm(Norm):
       jit_compile=jit_compile,
       **kwargs,
     )
-    self.axis = functional.check_axis(axis)
-    self.rms = functional.check_bool('rms', rms)
+    self.axis = _checks.check_axis(axis)
+    self.rms = _checks.check_bool('rms', rms)
     self.activation = self._activation(activation)
 
   def _layout(self, shape):
-    return functional.layer_layout(shape, axis=self.axis)
+    return _layouts.layer_layout(shape, axis=self.axis)
 
   def call(self, inputs, mask=None, gamma=None, beta=None):
     return self._apply(
@@ -736,11 +730,9 @@ class HeadNorm(Norm):
       jit_compile=jit_compile,
       **kwargs,
     )
-    self.num_heads, self.head_axis = functional.check_heads(
-      num_heads, head_axis
-    )
-    self.per_head = functional.check_bool('per_head', per_head)
-    self.rms = functional.check_bool('rms', rms)
+    self.num_heads, self.head_axis = _checks.check_heads(num_heads, head_axis)
+    self.per_head = _checks.check_bool('per_head', per_head)
+    self.rms = _checks.check_bool('rms', rms)
     self.gate_activation = self._activation(gate_activation)
 
   def _heads(self) -> dict[str, Any]:
@@ -751,7 +743,7 @@ class HeadNorm(Norm):
     }
 
   def _layout(self, shape):
-    return functional.head_layout(shape, **self._heads())
+    return _layouts.head_layout(shape, **self._heads())
 
   def call(self, inputs, mask=None, gate=None, gamma=None, beta=None):
     return self._apply(

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import _layer, functional
+from tfgroupnorm import _checks, _layer
 
 # Keras' own normalization layers, of either generation.
 _KERAS_NORMS = (
@@ -210,7 +210,7 @@ def _check_collected(found: dict[str, list[tf.Tensor]]) -> None:
           f'{name!r}, whose features are inside one. Follow the layer around '
           'it.'
         )
-      functional.check_real(tensor)
+      _checks.check_real(tensor)
 
 
 def _sample(outputs: Sequence[tf.Tensor], size: int) -> tf.Tensor:
@@ -284,7 +284,7 @@ def _check_update_freq(update_freq: Any) -> int | str:
       '`update_freq` must be "auto", "epoch", "batch" or a number of steps. '
       f'Received: update_freq={update_freq!r}.'
     )
-  update_freq = functional.check_int('update_freq', update_freq)
+  update_freq = _checks.check_int('update_freq', update_freq)
   if update_freq < 1:
     raise ValueError(
       '`update_freq` must be one step or more. Received: update_freq='
@@ -485,7 +485,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
       )
     self.max_share = float(max_share)
     self.log_dir = None if log_dir is None else os.fspath(log_dir)
-    self.sample_size = functional.check_int('sample_size', sample_size)
+    self.sample_size = _checks.check_int('sample_size', sample_size)
     if self.sample_size < 1:
       raise ValueError(
         '`sample_size` must be positive. Received: sample_size='

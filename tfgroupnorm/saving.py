@@ -24,7 +24,7 @@ from absl import logging
 # The message of the file saved_model.pb, which TensorFlow has nowhere else.
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tfgroupnorm import _layer, functional
+from tfgroupnorm import _checks, _layer
 
 DEFAULT = 'serving_default'
 
@@ -116,7 +116,7 @@ def export_saved_model(
     - [SavedModel warmup](
       https://www.tensorflow.org/tfx/serving/saved_model_warmup)
   """
-  jit_compile = functional.check_bool('jit_compile', jit_compile)
+  jit_compile = _checks.check_bool('jit_compile', jit_compile)
   path = _check_path(path)
   batches = _check_form(warmup)
   if batches:
