@@ -73,6 +73,17 @@ def cast(x: tf.Tensor, dtype: Any) -> tf.Tensor:
   return tf.cast(x, dtype)
 
 
+def widened(x: tf.Tensor, compute_dtype: tf.DType) -> tf.Tensor:
+  """`x` in a dtype from which one cast leads to `compute_dtype`."""
+  if x.dtype.is_integer or x.dtype.is_bool:
+    return tf.cast(x, compute_dtype)
+  if not x.dtype.is_floating:
+    return x  # For `functional` to refuse.
+  if x.dtype == compute_dtype or x.dtype.size > compute_dtype.size:
+    return x
+  return tf.cast(x, compute_dtype if compute_dtype.size > 2 else tf.float32)
+
+
 def where_valid(mask, mask_axes: tuple[int, ...], x: tf.Tensor) -> tf.Tensor:
   """`x`, shaped as the input, with zeros where the mask is False."""
   if mask is None:

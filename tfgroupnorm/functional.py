@@ -14,11 +14,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfgroupnorm import _checks, _layouts, _tensors, kernel
+from tfgroupnorm import _checks, _docs, _layouts, _tensors, kernel
 
 Activation = str | Callable[[tf.Tensor], tf.Tensor] | None
 
 
+@_docs.documented
 def group_norm(
   x: Any,
   gamma: Any = None,
@@ -41,29 +42,17 @@ def group_norm(
   (float64 for float64), and exactly also where the mean is large.
 
   Args:
-    x: Tensor (batch, ..., channels), or with the channels on `axis`; rank 2 or
-      more. Integers and bools are taken as float32. All sizes but the number of
-      channels may be unknown.
-    gamma: Scale: (channels,), or (batch, channels) for one per sample.
-    beta: Offset, shaped like `gamma` may be.
+    {{x_with_channels}}
     groups: Number of groups, a divisor of the channels; -1: one channel a
       group, which is instance normalization; 1: all channels in one group.
     group_size: Channels in a group, given instead of `groups`.
     axis: The axis of the channels.
     epsilon: Positive number added to the variance.
-    mask: bool (batch, ...) over leading position axes, without the channels.
-      Where it is False, `x` is not counted, the result is 0 and no gradient
-      flows, whatever `x` holds.
-    activation: `'relu'`, `'silu'` (`'swish'`), `'gelu'`, `'gelu_tanh'` and
-      `'sigmoid'` run inside the kernel; other names and callables follow it.
-    jit_compile: `'auto'`, `True` or `False`: whether XLA compiles the kernel.
+    {{mask_with_channels}}
+    {{function_activation}}
+    {{jit_compile}}
 
-  Returns:
-    A tensor of the shape and dtype of `x`.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type.
+  {{result}}
 
   Example:
 
@@ -91,6 +80,7 @@ def group_norm(
   )
 
 
+@_docs.documented
 def instance_norm(
   x: Any,
   gamma: Any = None,
@@ -110,21 +100,14 @@ def instance_norm(
   sample: `group_norm` with `groups=-1`.
 
   Args:
-    x: Tensor (batch, ..., channels), or with the channels on `axis`.
-    gamma: As for `group_norm`.
-    beta: As for `group_norm`.
+    {{x_with_channels}}
     axis: The axis of the channels.
     epsilon: Positive number added to the variance.
-    mask: As for `group_norm`.
-    activation: As for `group_norm`.
-    jit_compile: As for `group_norm`.
+    {{mask_with_channels}}
+    {{function_activation}}
+    {{jit_compile}}
 
-  Returns:
-    A tensor of the shape and dtype of `x`.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type.
+  {{result}}
 
   Example:
 
@@ -151,6 +134,7 @@ def instance_norm(
   )
 
 
+@_docs.documented
 def layer_norm(
   x: Any,
   gamma: Any = None,
@@ -178,15 +162,10 @@ def layer_norm(
     rms: Neither subtract a mean nor add an offset.
     mask: bool over leading axes of `x`. Where it is False, `x` is not counted
       in statistics that span it, the result is 0 and no gradient flows.
-    activation: As for `group_norm`.
-    jit_compile: As for `group_norm`.
+    {{function_activation}}
+    {{jit_compile}}
 
-  Returns:
-    A tensor of the shape and dtype of `x`.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type.
+  {{result}}
 
   Example:
 
@@ -215,6 +194,7 @@ def layer_norm(
   )
 
 
+@_docs.documented
 def head_norm(
   x: Any,
   gamma: Any = None,
@@ -252,17 +232,13 @@ def head_norm(
     per_head: Whether each head has parameters of its own.
     rms: Neither subtract a mean nor add an offset.
     gate: Tensor of the shape of `x`, or `None`.
-    gate_activation: As `activation` of `group_norm`; `None`: the gate as it is.
+    gate_activation: Activation of the gate, named as `activation` of
+      `group_norm`; `None`: the gate as it is.
     mask: bool over leading position axes, without the heads. Where it is False,
       the result is 0 and no gradient flows.
-    jit_compile: As for `group_norm`.
+    {{jit_compile}}
 
-  Returns:
-    A tensor of the shape and dtype of `x`.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type.
+  {{result}}
 
   Example:
 
