@@ -17,11 +17,11 @@ import tensorflow as tf
 from absl import logging
 
 from tfgroupnorm import (
+  _checks,
   _saved_model,
   _servable,
   _verify,
   _warmup,
-  functional,
 )
 
 
@@ -92,7 +92,7 @@ def export_saved_model(
     - [SavedModel warmup](
       https://www.tensorflow.org/tfx/serving/saved_model_warmup)
   """
-  jit_compile = functional.check_bool('jit_compile', jit_compile)
+  jit_compile = _checks.check_bool('jit_compile', jit_compile)
   path = _check_path(path)
   batches = _warmup.check_form(warmup)
   if batches:
