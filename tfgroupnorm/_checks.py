@@ -269,6 +269,23 @@ def check_size(shape: Shape, axis: int, what: str) -> int:
   return size
 
 
+def check_sizes_of_build(
+  shape: Shape, built_on: Shape, axes: Sequence[int], who: str
+) -> None:
+  """The sizes on `axes` for which `gamma` and `beta` were made."""
+  for axis in axes:
+    if not -len(shape) <= axis < len(shape):
+      continue  # For `check_axis_of` to refuse.
+    size, wanted = shape[axis], built_on[axis]
+    if None not in (size, wanted) and size != wanted:
+      raise ValueError(
+        f'This {who} was built for size {wanted} on axis {axis}, and its '
+        f'weights have that size. Received: size {size}, in an input of shape '
+        f'{tuple(shape)}. Give each size a layer of its own, or pass '
+        'scale=False, center=False to have no weights.'
+      )
+
+
 def check_division(channels: int, groups: int, group_size: int | None) -> int:
   """How many groups so many channels have; options as of `check_groups`."""
   if group_size is not None:

@@ -108,6 +108,8 @@ class Norm(_AnyLayer):
     self.jit_compile = _checks.check_jit_compile(jit_compile)
     self.supports_masking = True
     self.gamma = self.beta = None
+    # A shape, not a tuple: Keras 2 would track that, and write it to files.
+    self._built_on: tf.TensorShape | None = None
 
   def _where(self) -> dict[str, Any]:
     """Its own arguments that say where the groups are, for `_layout_of` too."""
@@ -118,9 +120,49 @@ class Norm(_AnyLayer):
     flags = {name: getattr(self, name) for name in self._flags}
     return {**self._where(), **flags}
 
+  def _sized_axes(self) -> tuple[int, ...]:
+    """The axes whose sizes must be known, as its arguments name them."""
+    raise NotImplementedError
+
   def _layout(self, shape) -> _layouts.Layout:
     """Where this layer finds its groups and parameters in `shape`."""
-    return self._layout_of(_tensors.as_shape(shape), **self._where())
+    shape = _tensors.as_shape(self._completed(shape))
+    return self._layout_of(shape, **self._where())
+
+  def _completed(self, shape) -> tf.TensorShape:
+    """`shape` with the sizes that `build` saw, where they must be known."""
+    shape = tf.TensorShape(shape)
+    if self._built_on is None:
+      return shape
+    sizes: list[int | None]
+    if shape.rank is None:
+      sizes = [None] * self._built_on.rank
+    else:
+      sizes = list(shape)
+    for axis in self._sized_axes():
+      if -len(sizes) <= axis < len(sizes) and sizes[axis] is None:
+        sizes[axis] = self._built_on[axis]
+    return tf.TensorShape(sizes)
+
+  def _of_known_size(self, inputs: tf.Tensor) -> tf.Tensor:
+    """`inputs` as of the sizes that `build` saw.
+
+    A generator's batches have none, and `Input` had told them. What turns out
+    to have others is refused when it comes.
+    """
+    shape = self._completed(inputs.shape)
+    if shape.rank is None or shape == inputs.shape:
+      known = inputs
+    else:
+      known = tf.ensure_shape(inputs, shape)
+    if self._owns_gamma or self._owns_beta:
+      _checks.check_sizes_of_build(
+        tuple(shape),
+        tuple(self._built_on or shape),
+        self._sized_axes(),
+        type(self).__qualname__,
+      )
+    return known
 
   @property
   def _owns_gamma(self) -> bool:
@@ -133,6 +175,7 @@ class Norm(_AnyLayer):
   def build(self, input_shape):
     """Creates `gamma` and `beta`."""
     shape = self._layout(input_shape).parameter_shape
+    self._built_on = self._completed(input_shape)
     if self._owns_gamma:
       self.gamma = self._own_weight('gamma', shape)
     if self._owns_beta:
@@ -184,8 +227,9 @@ class Norm(_AnyLayer):
       mask = getattr(inputs, '_keras_mask', None)
     compute_dtype = tf.as_dtype(self.compute_dtype)
     activation = self._fusable(getattr(self, self._activated))
+    inputs = self._of_known_size(tf.convert_to_tensor(inputs))
     outputs = self._function(
-      _tensors.widened(tf.convert_to_tensor(inputs), compute_dtype),
+      _tensors.widened(inputs, compute_dtype),
       self._parameter('gamma', gamma, self._owns_gamma),
       self._parameter('beta', beta, self._owns_beta),
       epsilon=self.epsilon,

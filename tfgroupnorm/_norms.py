@@ -83,6 +83,9 @@ class GroupNorm(_layer.Norm):
     # Of `groups` and `group_size` only the one that was given.
     return where if self.group_size else {**where, 'groups': int(self.groups)}
 
+  def _sized_axes(self):
+    return (self.axis,)
+
 
 class InstanceNorm(GroupNorm):
   """Instance normalization layer: `GroupNorm` with one channel a group.
@@ -233,6 +236,10 @@ class LayerNorm(_layer.Norm):
     axis = self.axis
     return {'axis': axis if isinstance(axis, int) else list(axis)}
 
+  def _sized_axes(self):
+    axis = self.axis
+    return (axis,) if isinstance(axis, int) else tuple(axis)
+
 
 class HeadNorm(_layer.Norm):
   """Head normalization layer: each attention head at each position by itself.
@@ -326,6 +333,10 @@ class HeadNorm(_layer.Norm):
   def _where(self):
     names = ('num_heads', 'head_axis', 'per_head')
     return {name: getattr(self, name) for name in names}
+
+  def _sized_axes(self):
+    own_heads = self.head_axis is not None and self.per_head
+    return (self.head_axis, -1) if own_heads else (-1,)
 
   def call(self, inputs, mask=None, gate=None, gamma=None, beta=None):
     return self._normalized(inputs, mask, gamma, beta, gate=gate)
