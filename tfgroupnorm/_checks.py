@@ -200,6 +200,18 @@ def check_activation(activation: Any) -> None:
     )
 
 
+def check_no_rms_scaling(rms_scaling: Any) -> None:
+  """Not Keras' `rms_scaling`, which is something else than RMS."""
+  if rms_scaling:
+    raise ValueError(
+      'LayerNorm has no `rms_scaling`: with it `keras.layers.LayerNormalization`'
+      ' divides by the deviation from the mean and does not subtract the mean, '
+      'which Keras itself calls incorrect. Received: rms_scaling='
+      f'{rms_scaling!r}. Use rms=True for RMS normalization, and train again; '
+      'or keep the layer of Keras.'
+    )
+
+
 def check_no_offset(rms: bool, beta: Any) -> None:
   """No `beta` with `rms`."""
   if rms and beta is not None:

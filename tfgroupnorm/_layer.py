@@ -54,6 +54,9 @@ def common(arguments: dict[str, Any]) -> dict[str, Any]:
   return {**{name: arguments[name] for name in names}, **arguments['kwargs']}
 
 
+# What the generations call a dtype policy.
+_POLICIES = ('DTypePolicy', 'FloatDTypePolicy', 'Policy', 'PolicyV1')
+
 # A Keras layer, once mixed into one; which one, a type checker cannot know.
 _AnyLayer: Any = object
 
@@ -310,6 +313,15 @@ class Norm(_AnyLayer):
     activation = getattr(self, self._activated)
     config[self._activated] = self._serialized_activation(activation)
     return {**super().get_config(), **config}
+
+  @classmethod
+  def from_config(cls, config):
+    """A layer as `get_config` of this or of Keras' own layer describes it."""
+    dtype = config.get('dtype')
+    if isinstance(dtype, dict) and dtype.get('class_name') in _POLICIES:
+      # Neither Keras reads what the other writes of a policy but for its name.
+      config = {**config, 'dtype': dtype['config']['name']}
+    return super().from_config(config)
 
 
 def _generation(tensor) -> str | None:

@@ -227,6 +227,8 @@ class LayerNorm(_layer.Norm):
     jit_compile='auto',
     **kwargs,
   ):
+    # An argument of Keras 3's, in each of its configurations.
+    _checks.check_no_rms_scaling(kwargs.pop('rms_scaling', False))
     super().__init__(**_layer.common(locals()))
     self.axis = _checks.check_axis(axis)
     self.rms = _checks.check_bool('rms', rms)
@@ -239,6 +241,13 @@ class LayerNorm(_layer.Norm):
   def _sized_axes(self):
     axis = self.axis
     return (axis,) if isinstance(axis, int) else tuple(axis)
+
+  @classmethod
+  def from_config(cls, config):
+    # Keras' RMSNormalization has no other options, and ours are never left out.
+    if set(config) == {'name', 'trainable', 'dtype', 'axis', 'epsilon'}:
+      config = {**config, 'rms': True}
+    return super().from_config(config)
 
 
 class HeadNorm(_layer.Norm):
