@@ -408,6 +408,17 @@ def check_parameter_shape(
   )
 
 
+def check_mask_dtype(mask: Any) -> None:
+  """Of bools, or of integers 0 and 1."""
+  if not is_whole(mask):
+    raise TypeError(
+      '`mask` must be of bools, or integers 0 and 1: True where the input '
+      f'counts. Received: dtype {mask.dtype.name}. Pass `mask == 0` if it is '
+      'one to be added to scores, 0 where the input counts and -1e9 where it '
+      'does not; or `mask > 0` if it is 1 where the input counts.'
+    )
+
+
 def check_mask_shape(
   received: Shape | None, positions: Shape, shape: Shape
 ) -> int:
@@ -420,7 +431,8 @@ def check_mask_shape(
       '`mask` must have the shape of the leading axes of the input that are '
       f'positions, {positions} or fewer of these from the left. Received: mask '
       f'of shape {"<unknown>" if received is None else received} for an input '
-      f'of shape {tuple(shape)}. It is broadcast over the remaining axes.'
+      f'of shape {tuple(shape)}. It is broadcast over the remaining axes, '
+      'which it may also have with size 1.'
     )
   return rank
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import _checks, _docs, _layouts, _tensors
+from tfgroupnorm import _checks, _docs, _layouts, _tensors, functional
 
 # Where a user of each generation finds these layers.
 HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
@@ -216,6 +216,9 @@ class Norm(_AnyLayer):
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
       inputs = tf.convert_to_tensor(inputs)
+    args = tuple(_mask_as_tensor(a) for a in args[:1]) + args[1:]
+    if 'mask' in kwargs:
+      kwargs['mask'] = _mask_as_tensor(kwargs['mask'])
     if tf.is_tensor(inputs):
       _checks.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
@@ -228,9 +231,12 @@ class Norm(_AnyLayer):
     if mask is None:
       # Keras passes no mask on where a call has more than one tensor.
       mask = getattr(inputs, '_keras_mask', None)
+    inputs = self._of_known_size(tf.convert_to_tensor(inputs))
+    if mask is not None:
+      layout = self._layout(inputs.shape)
+      mask = functional.mask_of_positions(mask, layout, tuple(inputs.shape))
     compute_dtype = tf.as_dtype(self.compute_dtype)
     activation = self._fusable(getattr(self, self._activated))
-    inputs = self._of_known_size(tf.convert_to_tensor(inputs))
     outputs = self._function(
       _tensors.widened(inputs, compute_dtype),
       self._parameter('gamma', gamma, self._owns_gamma),
@@ -322,6 +328,11 @@ class Norm(_AnyLayer):
       # Neither Keras reads what the other writes of a policy but for its name.
       config = {**config, 'dtype': dtype['config']['name']}
     return super().from_config(config)
+
+
+def _mask_as_tensor(mask):
+  """An array of bools is one of floats to the first Keras 3 versions."""
+  return tf.convert_to_tensor(mask) if isinstance(mask, np.ndarray) else mask
 
 
 def _generation(tensor) -> str | None:

@@ -50,7 +50,9 @@ def as_input(x: Any) -> tuple[tf.Tensor, tuple[int | None, ...]]:
 
 def as_mask(mask: Any) -> tf.Tensor:
   """`mask` as a tensor of bools."""
-  return tf.cast(as_tensor(mask, 'mask'), tf.bool)
+  mask = as_tensor(mask, 'mask')
+  _checks.check_mask_dtype(mask)
+  return tf.cast(mask, tf.bool)
 
 
 def shape_of(x: tf.Tensor) -> tuple[int | None, ...] | None:
