@@ -204,8 +204,8 @@ def check_no_rms_scaling(rms_scaling: Any) -> None:
   """Not Keras' `rms_scaling`, which is something else than RMS."""
   if rms_scaling:
     raise ValueError(
-      'LayerNorm has no `rms_scaling`: with it `keras.layers.LayerNormalization`'
-      ' divides by the deviation from the mean and does not subtract the mean, '
+      "LayerNorm has no `rms_scaling`: with it Keras' LayerNormalization "
+      'divides by the deviation from the mean and does not subtract the mean, '
       'which Keras itself calls incorrect. Received: rms_scaling='
       f'{rms_scaling!r}. Use rms=True for RMS normalization, and train again; '
       'or keep the layer of Keras.'
@@ -435,6 +435,50 @@ def check_mask_shape(
       'which it may also have with size 1.'
     )
   return rank
+
+
+def check_axes_not_ragged(
+  axes: Sequence[int] | None, ragged_rank: int, shape: Shape, who: str
+) -> None:
+  """Groups that lie within the rows of a ragged tensor, all of one size.
+
+  Args:
+    axes: Those of a group and its parameters, counted from the start; `None`:
+      a group spans the positions of a sample.
+    ragged_rank: The last axis whose rows have different sizes.
+    shape: That of the ragged tensor.
+    who: The layer.
+  """
+  if axes is not None and all(axis > ragged_rank for axis in axes):
+    return
+  spanned = 'the positions' if axes is None else f'axes {sorted(axes)}'
+  raise TypeError(
+    f'A ragged tensor is taken where each group lies in one row: {who} spans '
+    f'{spanned} of a sample. Received: RaggedTensor of shape {tuple(shape)}, '
+    f'ragged up to axis {ragged_rank}. Pass `x.to_tensor()` with '
+    '`mask=tf.sequence_mask(x.row_lengths())`.'
+  )
+
+
+def check_nothing_beside_ragged(who: str, **given: Any) -> None:
+  """No mask, `gamma` or `beta` with the call of a ragged tensor."""
+  for name, value in given.items():
+    if value is not None:
+      raise ValueError(
+        f'`{name}` cannot be passed beside a ragged tensor, which has no '
+        f'padding and samples of many sizes. Received: both, for {who}. Pass '
+        '`x.to_tensor()` with a mask, or leave it out.'
+      )
+
+
+def check_ragged_gate(ragged: bool, gate: Any) -> None:
+  """`gate` is ragged, as the input is."""
+  if not ragged:
+    raise TypeError(
+      '`gate` must be ragged as the input is, with the same rows. Received: '
+      f'gate of type {type(gate).__name__} beside a RaggedTensor. Pass both '
+      'ragged, or both dense.'
+    )
 
 
 def check_gate_shape(received: Shape | None, shape: Shape) -> None:

@@ -213,6 +213,15 @@ class Norm(_AnyLayer):
           f'Received: a symbolic tensor of {wanted}. Use `from '
           f'{HOMES[wanted]} import {type(self).__qualname__}` in that model.'
         )
+    if isinstance(inputs, (tf.SparseTensor, tf.IndexedSlices)):
+      _tensors.as_tensor(inputs, 'x')  # Which it refuses, as Keras may not.
+    if isinstance(inputs, tf.RaggedTensor) and inputs.shape.rank is not None:
+      _checks.check_axes_not_ragged(
+        self._axes_of_groups(inputs.shape.rank),
+        inputs.ragged_rank,
+        tuple(inputs.shape),
+        type(self).__qualname__,
+      )
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
       inputs = tf.convert_to_tensor(inputs)
@@ -231,28 +240,62 @@ class Norm(_AnyLayer):
     if mask is None:
       # Keras passes no mask on where a call has more than one tensor.
       mask = getattr(inputs, '_keras_mask', None)
-    inputs = self._of_known_size(tf.convert_to_tensor(inputs))
+    if isinstance(inputs, tf.RaggedTensor):
+      return self._normalized_rows(inputs, mask, gamma, beta, **more)
+    inputs = self._of_known_size(_tensors.as_tensor(inputs, 'x'))
     if mask is not None:
       layout = self._layout(inputs.shape)
       mask = functional.mask_of_positions(mask, layout, tuple(inputs.shape))
+    outputs = self._call_function(
+      inputs, mask, gamma, beta, **self._options(), **more
+    )
+    if mask is not None:
+      # Keras 3 lets only masks travel on that came with the input.
+      outputs._keras_mask = mask
+    return outputs
+
+  def _call_function(self, x, mask, gamma, beta, **options):
     compute_dtype = tf.as_dtype(self.compute_dtype)
     activation = self._fusable(getattr(self, self._activated))
     outputs = self._function(
-      _tensors.widened(inputs, compute_dtype),
+      _tensors.widened(x, compute_dtype),
       self._parameter('gamma', gamma, self._owns_gamma),
       self._parameter('beta', beta, self._owns_beta),
       epsilon=self.epsilon,
       mask=mask,
       jit_compile=self.jit_compile,
-      **self._options(),
       **{self._activated: activation},
-      **more,
+      **options,
     )
-    outputs = tf.cast(outputs, compute_dtype)
-    if mask is not None:
-      # Keras 3 lets only masks travel on that came with the input.
-      outputs._keras_mask = mask
-    return outputs
+    return tf.cast(outputs, compute_dtype)
+
+  def _normalized_rows(self, inputs, mask, gamma, beta, gate=None):
+    """`_normalized` of a ragged tensor, whose groups lie in its flat values."""
+    who = type(self).__qualname__
+    shape = self._completed(inputs.shape)
+    rank, ragged = len(shape), inputs.ragged_rank
+    axes = self._axes_of_groups(rank)
+    _checks.check_axes_not_ragged(axes, ragged, tuple(shape), who)
+    _checks.check_nothing_beside_ragged(who, mask=mask, gamma=gamma, beta=beta)
+    options = self._options()
+    for name in {'axis', 'head_axis'}.intersection(options):
+      options[name] = _tensors.from_the_end(options[name], rank)
+
+    def of_values(values, gate=None):
+      values = tf.ensure_shape(values, [None, *shape[ragged + 1 :]])
+      more = {} if gate is None else {'gate': gate}
+      return self._call_function(values, None, None, None, **options, **more)
+
+    tensors = [inputs]
+    if gate is not None:
+      _checks.check_ragged_gate(isinstance(gate, tf.RaggedTensor), gate)
+      tensors.append(gate)
+    # It sees to it that both have the same rows.
+    return tf.ragged.map_flat_values(of_values, *tensors)
+
+  def _axes_of_groups(self, rank: int) -> tuple[int, ...] | None:
+    """Axes on which a group or its parameters lie; `None`: on all positions."""
+    return None
 
   def _parameter(self, name: str, given, owned: bool):
     if not owned:

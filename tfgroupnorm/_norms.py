@@ -242,6 +242,9 @@ class LayerNorm(_layer.Norm):
     axis = self.axis
     return (axis,) if isinstance(axis, int) else tuple(axis)
 
+  def _axes_of_groups(self, rank):
+    return tuple(axis % rank for axis in self._sized_axes())
+
   @classmethod
   def from_config(cls, config):
     # Keras' RMSNormalization has no other options, and ours are never left out.
@@ -346,6 +349,10 @@ class HeadNorm(_layer.Norm):
   def _sized_axes(self):
     own_heads = self.head_axis is not None and self.per_head
     return (self.head_axis, -1) if own_heads else (-1,)
+
+  def _axes_of_groups(self, rank):
+    axes = (-1,) if self.head_axis is None else (self.head_axis, -1)
+    return tuple(axis % rank for axis in axes)
 
   def call(self, inputs, mask=None, gate=None, gamma=None, beta=None):
     return self._normalized(inputs, mask, gamma, beta, gate=gate)
