@@ -50,7 +50,8 @@ _LAYERS = {
 
     Input shape:
       (batch, ..., channels); rank 2 or more. Sizes but the channels' may be
-        unknown.
+        unknown. A group of one value, (batch, channels) with a group for each
+        channel, gives `beta` whatever it is: a warning says so when built.
   """,
   'output': """
     Output shape:

@@ -9,6 +9,7 @@ is here alone.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -177,8 +178,18 @@ class Norm(_AnyLayer):
 
   def build(self, input_shape):
     """Creates `gamma` and `beta`."""
-    shape = self._layout(input_shape).parameter_shape
+    layout = self._layout(input_shape)
+    shape = layout.parameter_shape
     self._built_on = self._completed(input_shape)
+    known = tuple(self._built_on)
+    if layout.group_size(known) == 1 and not getattr(self, 'rms', False):
+      warnings.warn(
+        f'Each group of {type(self).__qualname__} {self.name!r} holds one '
+        f'value of an input of shape {known}: the result is beta whatever '
+        'the input is, and no gradient flows to it. Normalize over more '
+        'channels or positions, or leave this layer out.',
+        stacklevel=2,
+      )
     if self._owns_gamma:
       self.gamma = self._own_weight('gamma', shape)
     if self._owns_beta:

@@ -186,7 +186,8 @@ class LayerNorm(_layer.Norm):
     beta: Offset per sample, (batch, features), if `center=False`.
 
   Input shape:
-    (batch, ..., features); rank 2 or more, sizes on `axis` known.
+    (batch, ..., features); rank 2 or more, sizes on `axis` known. One feature
+      by itself gives `beta`, unless `rms`: a warning says so when built.
 
   {{output}}
 
@@ -290,7 +291,8 @@ class HeadNorm(_layer.Norm):
     beta: Offset per sample, with a batch axis in front, if `center=False`.
 
   Input shape:
-    (batch, ..., heads * features); or heads on `head_axis`, features last.
+    (batch, ..., heads * features); or heads on `head_axis`, features last. A
+      head of one feature gives `beta`, unless `rms`: a warning says so.
 
   {{output}}
 

@@ -94,6 +94,11 @@ def cast(x: tf.Tensor, dtype: Any) -> tf.Tensor:
   return tf.cast(x, dtype)
 
 
+def without_gradient(x: tf.Tensor) -> tf.Tensor:
+  """`x` whose gradient is 0, and not `None` as of `tf.stop_gradient`."""
+  return tf.where(False, x, tf.stop_gradient(x))
+
+
 def widened(x: tf.Tensor, compute_dtype: tf.DType) -> tf.Tensor:
   """`x` in a dtype from which one cast leads to `compute_dtype`."""
   if x.dtype.is_integer or x.dtype.is_bool:

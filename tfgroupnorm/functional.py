@@ -350,6 +350,10 @@ def _normalize(
   fused_gate, before = _tensors.split_activation(gate_activation)
   x, shape = _tensors.as_input(x)
   layout = layout_of(shape)
+  if not rms and layout.group_size(shape) == 1:
+    # Its gradient is 0, exactly. XLA's fused multiplications and additions
+    # would leave a millionth of dy.
+    x = _tensors.without_gradient(x)
   _checks.check_no_offset(rms, beta)
   gamma, gamma_axes = _parameter('gamma', gamma, layout, shape)
   beta, beta_axes = _parameter('beta', beta, layout, shape)
