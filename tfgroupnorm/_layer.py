@@ -243,6 +243,39 @@ class Norm(_AnyLayer):
       _checks.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
 
+  def rematerialized_call(self, layer_call, *args, **kwargs):
+    """`layer_call`, recomputed for its gradient where a `RematScope` says so.
+
+    With tensors by position alone: in a graph TensorFlow takes no others, nor
+    bools, and Keras 3 hands on `mask` by its name, even if there is none.
+    """
+    names = [
+      name
+      for name, given in kwargs.items()
+      if tf.is_tensor(given) and given.dtype.is_floating
+    ]
+
+    def by_position(*tensors):
+      named = dict(zip(names, tensors[len(args) :], strict=True))
+      return layer_call(*tensors[: len(args)], **{**kwargs, **named})
+
+    recomputed = super().rematerialized_call(by_position, *args, **kwargs)
+    if recomputed is by_position:
+      return layer_call
+
+    def call(*args, **kwargs):
+      return recomputed(*args, *(kwargs[name] for name in names))
+
+    return call
+
+  def get_prunable_weights(self):
+    """None, for tfmot's `prune_low_magnitude` over a whole model.
+
+    As of its own normalizations: `gamma` and `beta` are few, and zeros among
+    them would cut channels off.
+    """
+    return []
+
   def call(self, inputs, mask=None, gamma=None, beta=None):
     return self._normalized(inputs, mask, gamma, beta)
 
