@@ -1,5 +1,6 @@
 """Both generations of Keras side by side, and neither without need."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -125,3 +126,23 @@ def test_public_names():
   assert set(tfgroupnorm.__all__) <= listed
   for name in tfgroupnorm.__all__:
     assert getattr(tfgroupnorm, name) is not None
+
+
+@pytest.mark.parametrize('module', ['tfgroupnorm', 'tfgroupnorm.tf_keras'])
+def test_everything_by_a_star(module):
+  """The four layers and functions, no module in place of a user's own."""
+  names = {'layers': 'mine', 'callbacks': 'mine', 'functional': 'mine'}
+  exec(f'from {module} import *', names)
+  assert names['layers'] == names['callbacks'] == names['functional'] == 'mine'
+  assert {'GroupNorm', 'HeadNorm', 'InstanceNorm', 'LayerNorm'} <= set(names)
+  assert not [
+    name
+    for name, value in names.items()
+    if inspect.ismodule(value) and name != '__builtins__'
+  ]
+
+
+def test_modules_are_found():
+  for name in ('layers', 'callbacks', 'functional', 'convert', 'saving'):
+    assert name in dir(tfgroupnorm)
+    assert inspect.ismodule(getattr(tfgroupnorm, name))

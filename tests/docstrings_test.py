@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pydoc
 import re
 
 import pytest
@@ -75,6 +76,51 @@ def test_an_example_imports_from_where_its_layer_is(module, kind):
   imports = re.findall(r'>>> from (\S+) import', layer.__doc__)
   # `tfgroupnorm` is short for the layers of Keras 3.
   assert imports == [module.removesuffix('.layers')]
+
+
+REPRS = [
+  (
+    'GroupNorm',
+    {'groups': 8, 'activation': 'silu'},
+    '<GroupNorm groups=8, activation=silu, name=n, built=False>',
+  ),
+  ('GroupNorm', {}, '<GroupNorm groups=32, name=n, built=False>'),
+  (
+    'GroupNorm',
+    {'group_size': 4, 'axis': 1},
+    '<GroupNorm axis=1, group_size=4, name=n, built=False>',
+  ),
+  ('InstanceNorm', {}, '<InstanceNorm name=n, built=False>'),
+  (
+    'LayerNorm',
+    {'axis': [1, 2]},
+    '<LayerNorm axis=[1, 2], name=n, built=False>',
+  ),
+  ('LayerNorm', {'rms': True}, '<LayerNorm rms=True, name=n, built=False>'),
+  (
+    'HeadNorm',
+    {'num_heads': 4, 'per_head': False},
+    '<HeadNorm num_heads=4, per_head=False, name=n, built=False>',
+  ),
+]
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('kind, options, wanted', REPRS)
+def test_repr(generation, kind, options, wanted):
+  """Keras would show its own name for it, and no options."""
+  layer = getattr(cases.layers_of(generation), kind)
+  assert repr(layer(**options, name='n')).replace('swish', 'silu') == wanted
+  mine = type('Mine', (layer,), {})
+  assert repr(mine(**options)).startswith('<Mine ')
+
+
+@pytest.mark.parametrize('module, kind', LAYERS)
+def test_help_tells_whose_layer_it_is(module, kind):
+  layer = getattr(importlib.import_module(module), kind)
+  shown = pydoc.plain(pydoc.render_doc(layer))
+  home = module.removesuffix('.layers')
+  assert f'This is `{home}.{kind}`; Keras calls it `{kind}alization`' in shown
 
 
 @pytest.mark.parametrize('name', MODULES)

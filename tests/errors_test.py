@@ -1,5 +1,7 @@
 """Bad input raises before any computation, and the message teaches."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -151,6 +153,16 @@ CONSTRUCTOR = [
     TypeError,
     r'`head_axis` must be an integer\. Received: head_axis=1\.5',
   ),
+]
+# PyTorch's arguments: (name, what is to be used instead).
+FOREIGN = [
+  ('eps', 'epsilon'),
+  ('num_groups', 'groups'),
+  ('num_channels', 'none: the channels are counted on axis'),
+  ('num_features', 'none: the channels are counted on axis'),
+  ('normalized_shape', r'axis, a list of axes such as \[-2, -1\]'),
+  ('elementwise_affine', 'scale and center, both'),
+  ('affine', 'scale and center, both'),
 ]
 for _kind, _more in [
   ('GroupNorm', {}),
@@ -398,6 +410,66 @@ def test_function_input(kind, options, shape, error, message):
     run.get_concrete_function()
 
 
+@cases.both_kerases
+@cases.one_of_each
+@pytest.mark.parametrize('name, instead', FOREIGN)
+def test_arguments_of_pytorch(generation, case, name, instead):
+  message = (
+    f'{case.kind} takes the arguments of Keras, and `{name}` is none. '
+    f'Received: {name}. Use instead: {instead}'
+  )
+  with pytest.raises(TypeError, match=message):
+    case.layer(generation, **{name: 4})
+
+
+@cases.both_kerases
+@pytest.mark.parametrize(
+  'kind, arguments, axis',
+  [('LayerNorm', (768,), 768), ('GroupNorm', (4, 12), 12)],
+)
+def test_channels_in_place_of_an_axis(generation, kind, arguments, axis):
+  layer = getattr(cases.layers_of(generation), kind)(*arguments)
+  message = (
+    f'`axis` must be an axis of the input. Received: axis={axis} for an input '
+    'of rank 3.*how many channels or features are there is found when'
+  )
+  with pytest.raises(ValueError, match=message):
+    layer.build((2, 5, 12))
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('kind', list(cases.FUNCTIONS))
+@pytest.mark.parametrize('first', [X, tf.constant(X), X[0, 0]])
+def test_a_layer_made_of_its_input(generation, kind, first):
+  """As one calls a function; the message has none of the values."""
+  message = (
+    '` must be an integer. Received: .* and shape .*A layer is made first and '
+    'called then: `layer = '
+  )
+  with pytest.raises(TypeError, match=message) as raised:
+    getattr(cases.layers_of(generation), kind)(first)
+  assert '1.' not in str(raised.value)
+
+
+@cases.both_kerases
+@pytest.mark.parametrize(
+  'kind, first, error, message',
+  [
+    ('GroupNorm', [4, 8], TypeError, r'groups=\[4, 8\] of type list'),
+    ('GroupNorm', None, TypeError, 'groups=None of type NoneType'),
+    ('InstanceNorm', [1], TypeError, r'axis=\[1\] of type list'),
+    ('InstanceNorm', None, TypeError, 'axis=None of type NoneType'),
+    ('LayerNorm', None, TypeError, 'axis=None of type NoneType'),
+    ('LayerNorm', ['last'], TypeError, "axis='last' of type str"),
+    ('HeadNorm', [8], TypeError, r'num_heads=\[8\] of type list'),
+    ('HeadNorm', None, ValueError, 'must know where the heads are'),
+  ],
+)
+def test_the_first_argument(generation, kind, first, error, message):
+  with pytest.raises(error, match=message):
+    getattr(cases.layers_of(generation), kind)(first)
+
+
 @pytest.mark.parametrize('value', [np.int32(4), np.int64(4), np.uint8(4)])
 def test_numpy_integers_are_integers(value):
   assert tfgroupnorm.GroupNorm(value).groups == 4
@@ -499,6 +571,18 @@ def test_gates():
       layer(X, gate=gate)
   with pytest.raises(TypeError, match='`gate` must be floating'):
     functional.head_norm(X, num_heads=3, gate=X.astype('int32'))
+
+
+@cases.both_kerases
+def test_an_activation_of_no_gate(generation):
+  message = (
+    '`gate_activation` is applied to a gate. Received: gate_activation=(silu|swish), '
+    'gate=None. Pass `gate` with the call'
+  )
+  with pytest.raises(ValueError, match=message):
+    cases.layers_of(generation).HeadNorm(3, gate_activation='silu')(X)
+  with pytest.raises(ValueError, match=message):
+    functional.head_norm(X, num_heads=3, gate_activation='silu')
 
 
 @cases.both_kerases
@@ -613,3 +697,23 @@ def test_any_argument_of_the_other_keras():
 def test_names_that_do_not_exist():
   with pytest.raises(AttributeError, match="no attribute 'BatchNorm'"):
     _ = tfgroupnorm.BatchNorm
+  with pytest.raises(AttributeError, match="no attribute 'batch_norm'$"):
+    _ = tfgroupnorm.batch_norm
+
+
+@pytest.mark.parametrize(
+  'name, instead',
+  [
+    ('GroupNormalization', 'GroupNorm'),
+    ('LayerNormalization', 'LayerNorm'),
+    ('InstanceNormalization', 'InstanceNorm'),
+    ('RMSNorm', 'LayerNorm(rms=True)'),
+    ('RMSNormalization', 'LayerNorm(rms=True)'),
+    ('group_norm', 'functional.group_norm'),
+    ('ActivationPercentiles', 'callbacks.ActivationPercentiles'),
+  ],
+)
+def test_names_of_others(name, instead):
+  message = f"no attribute '{name}'. Use tfgroupnorm.{instead}."
+  with pytest.raises(AttributeError, match=re.escape(message)):
+    getattr(tfgroupnorm, name)

@@ -114,7 +114,10 @@ def problems(draw):
   if kind == 'HeadNorm' and draw(st.booleans()):
     gate = rng.normal(0, 2, shape)
   activation = reference.ACTIVATIONS[name := draw(activations)]
-  options['gate_activation' if kind == 'HeadNorm' else 'activation'] = name
+  if kind != 'HeadNorm':
+    options['activation'] = name
+  elif gate is not None:
+    options['gate_activation'] = name
 
   def signed(value):
     return value - rank if draw(st.booleans()) else value

@@ -631,6 +631,8 @@ def test_a_model_that_does_not_run(tmp_path):
     (tf.Module(), '1', {}, ValueError, 'must tell what to serve'),
     (None, 3, {}, TypeError, '`path` must be a path. Received: path=3'),
     (None, '/', {}, ValueError, "must name a new folder. Received: path='/'"),
+    (None, 'x.keras', {}, ValueError, "a folder, and a file of .*'x.keras'"),
+    (None, '~/x', {}, ValueError, "expands a ~ in it.*'~/x'. Pass '/"),
     (None, '1', {'jit_compile': 'auto'}, TypeError, 'must be True or False'),
     (keras.Sequential(), '1', {}, ValueError, 'The model must be built'),
     (tf_keras.Sequential(), '1', {}, ValueError, 'The model must be built'),

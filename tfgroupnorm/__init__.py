@@ -22,7 +22,11 @@ if os.environ.get('KERAS_BACKEND', 'tensorflow') != 'tensorflow':
 import keras
 
 if TYPE_CHECKING:
-  from tfgroupnorm import callbacks, convert, functional, layers, saving
+  from tfgroupnorm import callbacks as callbacks
+  from tfgroupnorm import convert as convert
+  from tfgroupnorm import functional as functional
+  from tfgroupnorm import layers as layers
+  from tfgroupnorm import saving as saving
   from tfgroupnorm.convert import replace_batch_norm
   from tfgroupnorm.layers import (
     GroupNorm,
@@ -47,20 +51,33 @@ _HOMES = {
 }
 _MODULES = ('callbacks', 'convert', 'functional', 'layers', 'saving')
 
+# No module: `import *` would put ours in place of a user's `layers`.
 __all__ = [
   'GroupNorm',
   'HeadNorm',
   'InstanceNorm',
   'LayerNorm',
-  'callbacks',
-  'convert',
   'custom_objects',
   'export_saved_model',
-  'functional',
-  'layers',
   'replace_batch_norm',
-  'saving',
 ]
+
+# What others call these, or what one may look for here.
+_ELSEWHERE = {
+  'BatchNorm': 'keras.layers.BatchNormalization; it mixes samples',
+  'BatchNormalization': 'keras.layers.BatchNormalization; it mixes samples',
+  'GroupNormalization': 'tfgroupnorm.GroupNorm',
+  'HeadNormalization': 'tfgroupnorm.HeadNorm',
+  'InstanceNormalization': 'tfgroupnorm.InstanceNorm',
+  'LayerNormalization': 'tfgroupnorm.LayerNorm',
+  'RMSNorm': 'tfgroupnorm.LayerNorm(rms=True)',
+  'RMSNormalization': 'tfgroupnorm.LayerNorm(rms=True)',
+  'ActivationPercentiles': 'tfgroupnorm.callbacks.ActivationPercentiles',
+  'group_norm': 'tfgroupnorm.functional.group_norm',
+  'head_norm': 'tfgroupnorm.functional.head_norm',
+  'instance_norm': 'tfgroupnorm.functional.instance_norm',
+  'layer_norm': 'tfgroupnorm.functional.layer_norm',
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -71,11 +88,12 @@ def __getattr__(name: str) -> Any:
   if name in _HOMES:
     module = importlib.import_module(f'tfgroupnorm.{_HOMES[name]}')
     return getattr(module, name)
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  hint = f'. Use {_ELSEWHERE[name]}.' if name in _ELSEWHERE else ''
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}{hint}')
 
 
 def __dir__() -> list[str]:
-  return sorted([*globals(), *__all__])
+  return sorted({*globals(), *__all__, *_MODULES})
 
 
 def _on_demand(name: str) -> type:

@@ -60,10 +60,42 @@ def check_int(name: str, value: Any) -> int:
       return operator.index(value)
     except TypeError:
       pass
+  if getattr(value, 'shape', ()) != ():  # Not its values, which may be many.
+    raise TypeError(
+      f'`{name}` must be an integer. Received: {name} of type '
+      f'{type(value).__name__} and shape {tuple(value.shape)}. A layer is made '
+      'first and called then: `layer = GroupNorm(8)`, `y = layer(x)`.'
+    )
   raise TypeError(
     f'`{name}` must be an integer. Received: {name}={value!r} of type '
     f'{type(value).__name__}. Pass a Python or NumPy int.'
   )
+
+
+# PyTorch's and others' arguments, and what stands for them here.
+_COUNTERPARTS = {
+  'affine': 'scale and center, both',
+  'bias': 'center',
+  'elementwise_affine': 'scale and center, both',
+  'eps': 'epsilon',
+  'normalized_shape': 'axis, a list of axes such as [-2, -1], whose sizes are '
+  'found when the layer is built',
+  'num_channels': 'none: the channels are counted on axis when it is built',
+  'num_features': 'none: the channels are counted on axis when it is built',
+  'num_groups': 'groups',
+  'momentum': 'none: there are no moving averages',
+  'track_running_stats': 'none: there are no moving averages',
+}
+
+
+def check_foreign_arguments(who: str, names: Any) -> None:
+  """None of those that other libraries have."""
+  for name in names:
+    if name in _COUNTERPARTS:
+      raise TypeError(
+        f'{who} takes the arguments of Keras, and `{name}` is none. Received: '
+        f'{name}. Use instead: {_COUNTERPARTS[name]}.'
+      )
 
 
 def check_bool(name: str, value: Any) -> bool:
@@ -241,7 +273,8 @@ def check_axis_of(shape: Shape, axis: int, name: str) -> int:
     raise ValueError(
       f'`{name}` must be an axis of the input. Received: {name}={axis} for '
       f'an input of rank {rank}, shape {tuple(shape)}. Use a value from 1 to '
-      f'{rank - 1}, or a negative one counted from the end.'
+      f'{rank - 1}, or a negative one counted from the end; how many channels '
+      'or features are there is found when the layer is built.'
     )
   if axis % rank == 0:
     raise ValueError(
@@ -478,6 +511,17 @@ def check_ragged_gate(ragged: bool, gate: Any) -> None:
       '`gate` must be ragged as the input is, with the same rows. Received: '
       f'gate of type {type(gate).__name__} beside a RaggedTensor. Pass both '
       'ragged, or both dense.'
+    )
+
+
+def check_gate_given(gate: Any, gate_activation: Any) -> None:
+  """A gate where there is an activation of it."""
+  if gate is None and gate_activation is not None:
+    raise ValueError(
+      '`gate_activation` is applied to a gate. Received: gate_activation='
+      f'{getattr(gate_activation, "__name__", gate_activation)!s}, gate=None. '
+      'Pass `gate` with the call, shaped as the input; or leave out '
+      '`gate_activation`.'
     )
 
 

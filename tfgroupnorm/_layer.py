@@ -41,7 +41,13 @@ def registered(name: str):
     keras = cls._keras
     if cls.__doc__ is None:
       home = HOMES[keras.__name__]
-      cls.__doc__ = _docs.filled(cls.__bases__[0].__doc__, home=home)
+      doc = _docs.filled(cls.__bases__[0].__doc__, home=home)
+      # `help` shows the name that Keras has.
+      first, rest = doc.split('\n', 1)
+      cls.__doc__ = (
+        f'{first}\n\n  This is `{home}.{cls.__qualname__}`; Keras calls it '
+        f'`{name}` in\n  names and files.\n{rest}'
+      )
     cls.__name__ = name
     register = keras.saving.register_keras_serializable
     return register('tfgroupnorm', cls.__qualname__)(cls)
@@ -96,6 +102,7 @@ class Norm(_AnyLayer):
     jit_compile,
     **kwargs,
   ):
+    _checks.check_foreign_arguments(type(self).__qualname__, kwargs)
     # Inputs keep their dtype: rounding them to float16 before the mean is
     # subtracted would lose what the mean does not need.
     super().__init__(autocast=False, **kwargs)
@@ -114,6 +121,28 @@ class Norm(_AnyLayer):
     self.gamma = self.beta = None
     # A shape, not a tuple: Keras 2 would track that, and write it to files.
     self._built_on: tf.TensorShape | None = None
+
+  def __repr__(self):
+    # Keras would give the name of its own layer, and no options.
+    if not hasattr(self, '_built_on'):  # In the middle of a constructor.
+      return super().__repr__()
+    shown = {**self._options(), self._activated: getattr(self, self._activated)}
+    usual = inspect.signature(type(self).__init__).parameters
+    shown = {
+      name: getattr(value, '__name__', value)
+      for name, value in shown.items()
+      if value is not None
+      and (
+        name == 'groups' or name not in usual or value != usual[name].default
+      )
+    }
+    shown.update(name=self.name, built=self.built)
+    options = ', '.join(f'{name}={value}' for name, value in shown.items())
+    kind = 'LayerNorm' if self._is_rms_form() else type(self).__qualname__
+    return f'<{kind.rpartition(".")[2]} {options}>'
+
+  def _is_rms_form(self) -> bool:
+    return getattr(type(self), '_rms_form', None) is type(self)
 
   def _where(self) -> dict[str, Any]:
     """Its own arguments that say where the groups are, for `_layout_of` too."""

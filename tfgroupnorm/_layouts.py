@@ -75,6 +75,11 @@ def group_layout(
   )
 
 
+def instance_layout(shape: Shape, *, axis: int = -1) -> Layout:
+  """Layout of instance normalization; arguments as for `instance_norm`."""
+  return group_layout(shape, groups=-1, axis=axis)
+
+
 def layer_layout(shape: Shape, *, axis: int | Sequence[int] = -1) -> Layout:
   """Layout of layer normalization; arguments as for `layer_norm`."""
   axis = _checks.check_axis(axis)

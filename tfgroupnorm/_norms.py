@@ -122,6 +122,9 @@ class InstanceNorm(GroupNorm):
     - [Huang & Belongie, 2017](https://arxiv.org/abs/1703.06868) (AdaIN)
   """
 
+  _function = staticmethod(functional.instance_norm)
+  _layout_of = staticmethod(_layouts.instance_layout)
+
   def __init__(
     self,
     axis=-1,
@@ -143,10 +146,8 @@ class InstanceNorm(GroupNorm):
       groups=-1, axis=axis, activation=activation, **_layer.common(locals())
     )
 
-  def get_config(self):
-    config = super().get_config()
-    del config['groups'], config['group_size']
-    return config
+  def _where(self):
+    return {'axis': self.axis}
 
   @classmethod
   def from_config(cls, config):
@@ -260,10 +261,11 @@ class HeadNorm(_layer.Norm):
       y = (gamma * (x - mean) / sqrt(var + epsilon) + beta) * gate'
       y = gamma * x / sqrt(mean(x ** 2) + epsilon) * gate'          if rms
 
-  with `gate' = gate_activation(gate)`, 1 without a gate. Statistics span the
-  features of one head at one position, never time or other heads, so the layer
-  is causal: for queries and keys, or for what attention returns. (A GroupNorm
-  over (batch, time, channels) would pool over time and leak the future.)
+  with `gate' = gate_activation(gate)`, or 1 if there is neither. Statistics
+  span the features of one head at one position, never time or other heads, so
+  the layer is causal: for queries and keys, or for what attention returns. (A
+  GroupNorm over (batch, time, channels) would pool over time and leak the
+  future.)
 
   Args:
     num_heads: Number of heads; may be left out if `head_axis` is given.
@@ -279,7 +281,7 @@ class HeadNorm(_layer.Norm):
       have shape (features,).
     rms: Neither subtract a mean nor add an offset.
     gate_activation: A Keras activation of the gate, or `"gelu_tanh"`; `None`:
-      the gate multiplies as it is.
+      the gate multiplies as it is. With it each call wants a gate.
     {{options}}
 
   Call arguments:

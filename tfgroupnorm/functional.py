@@ -233,7 +233,7 @@ def head_norm(
     rms: Neither subtract a mean nor add an offset.
     gate: Tensor of the shape of `x`, or `None`.
     gate_activation: Activation of the gate, named as `activation` of
-      `group_norm`; `None`: the gate as it is.
+      `group_norm`; `None`: the gate as it is. Not without `gate`.
     mask: bool over leading position axes, without the heads. Where it is False,
       the result is 0 and no gradient flows.
     {{jit_compile}}
@@ -346,6 +346,7 @@ def _normalize(
   jit_compile = _checks.check_jit_compile(jit_compile)
   epsilon = _checks.check_epsilon(epsilon)
   rms = _checks.check_bool('rms', rms)
+  _checks.check_gate_given(gate, gate_activation)
   fused, after = _tensors.split_activation(activation)
   fused_gate, before = _tensors.split_activation(gate_activation)
   x, shape = _tensors.as_input(x)

@@ -165,6 +165,17 @@ def _check_path(path: Any) -> str:
       '`path` must be free of the characters *, ? and [. Received: path='
       f'{given!r}. Choose another name.'
     )
+  if path.startswith('~'):
+    raise ValueError(
+      '`path` must be a path as it is: nobody expands a ~ in it. Received: '
+      f'path={given!r}. Pass {os.path.expanduser(path)!r}.'
+    )
+  if path.endswith(('.keras', '.h5', '.hdf5')):
+    raise ValueError(
+      '`path` must name a folder, and a file of Keras is none. Received: path='
+      f'{given!r}. Pass something like "models/digits/1"; a file of Keras, '
+      'for Python alone, is what `model.save` writes.'
+    )
   if os.path.islink(path):
     raise FileExistsError(
       'A link is not replaced by a version. Received: path='
