@@ -418,7 +418,7 @@ def share_of_time(generation):
   watching = Timed(x)
 
   class Until(module.callbacks.Callback):
-    """Stops when the preparation was a small part of the time."""
+    """Stops when what is always made was a small part of the time."""
 
     steps = 0
 
@@ -426,7 +426,7 @@ def share_of_time(generation):
       self.steps += 1
 
     def on_epoch_end(self, epoch, logs=None):
-      enough = max(10.0, 150 * watching._setup_seconds)
+      enough = max(20.0, 300 * watching._setup_seconds)
       self.model.stop_training = time.perf_counter() - start > enough
 
   model = module.Sequential(
@@ -752,6 +752,57 @@ def test_figure(tmp_path):
       np.testing.assert_array_equal(line.get_xdata(), [0, 2, 4, 6])
   with pytest.raises(ValueError, match="Received: layer='conv'.*'group', 'bat"):
     watching.draw(picture.axes[0], 'conv')
+
+
+@pytest.mark.parametrize('number', [1, 2, 3, 4, 5, 7])
+def test_no_frame_without_a_curve(number):
+  watching = ActivationPercentiles(np.zeros((1, 2)))
+  watching._steps = [0, 1]
+  watching._records = {
+    f'norm_{i}': [np.zeros(4), np.ones(4)] for i in range(number)
+  }
+  picture = watching.plot()
+  titles = [axes.get_title() for axes in picture.axes]
+  assert titles == list(watching.history)
+  assert all(len(axes.lines) == 4 for axes in picture.axes)
+
+
+@cases.both_kerases
+@pytest.mark.filterwarnings('ignore:Your input ran out of data')
+@pytest.mark.parametrize('sizes', ['known', 'unknown'])
+def test_a_short_training_has_twenty_records(generation, sizes, monkeypatch):
+  """Whatever they cost, spread over it where its length is known."""
+  monkeypatch.setattr(ActivationPercentiles, '_allowed', lambda *_, **__: False)
+  x, y = data(8)
+  model = make_model(generation)
+  watching = ActivationPercentiles(x)
+  batches = tf.data.Dataset.from_tensors((x, y)).repeat(50)
+  if sizes == 'unknown':
+    batches = batches.filter(lambda *_: True)
+  options = {'shuffle': False, 'verbose': 0, 'callbacks': [watching]}
+  model.fit(batches, epochs=1, **options)
+  first = watching.steps
+  assert 20 <= len(first) <= 50
+  assert first[-1] > 40 and np.max(np.diff(first)) <= 25
+  # And so has the next one.
+  model.fit(batches, epochs=1, **options)
+  assert 20 <= len(watching.steps) - len(first) <= 50
+
+
+@pytest.mark.parametrize('planned', [None, 10_000])
+def test_least_records_do_not_grow_with_the_steps(planned, monkeypatch):
+  watching = ActivationPercentiles(np.zeros((1, 2)))
+  monkeypatch.setattr(watching, '_allowed', lambda records: False)
+  monkeypatch.setattr(
+    watching, '_record', lambda: watching._steps.append(watching._step)
+  )
+  watching._planned = planned
+  watching._record()
+  for batch in range(10_000):
+    watching.on_train_batch_end(batch)
+  assert 20 <= len(watching.steps) <= 60
+  if planned:
+    assert np.max(np.diff(watching.steps)) <= 500
 
 
 def test_without_matplotlib(monkeypatch):

@@ -53,11 +53,11 @@ def panels(names: Sequence[Any], draw_panel: Callable[[Any, Any], None]) -> Any:
     dpi=110,
     layout='constrained',
   )
-  axes = picture.subplots(rows, columns, squeeze=False).flat
+  axes = list(picture.subplots(rows, columns, squeeze=False).flat)
   for panel, name in zip(axes, names, strict=False):
     draw_panel(panel, name)
-  for panel in list(axes)[len(names) :]:
-    panel.set_axis_off()
+  for panel in axes[len(names) :]:
+    panel.remove()
   picture.legend(
     *_reversed(axes[0].get_legend_handles_labels()),
     loc='outside right center',

@@ -21,6 +21,10 @@ from tfgroupnorm import _checks, _features, _figures
 # that their number grows with the logarithm of the steps.
 _FINEST = 1 / 500
 
+# Records that are made of a training whatever they cost: a curve of two points
+# shows nothing. Then their number grows with the logarithm of the steps.
+_LEAST = 20
+
 # What TensorBoard's scalars are. `tf.summary.scalar` would need TensorBoard
 # where it writes; the events themselves do not.
 _SCALAR = tf.compat.v1.SummaryMetadata(
@@ -84,11 +88,11 @@ class ActivationPercentiles(keras.callbacks.Callback):
   Training is not disturbed: no random number is drawn, no weight, moving
   statistic or metric changes. By default it costs less than 2% of the training
   time: with `update_freq="auto"` its own time is measured, and a record waits
-  until it can be afforded. What is always made is a record before the first
-  step, and one in the second half. The first takes up to a second of
-  preparation, so that of a training of less than a minute the share may be
-  larger: see `share`. Features of many values are sampled, at the same places
-  each time.
+  until it can be afforded. What is always made are 20 records or so: of the
+  first steps, then rarer, and over the length of the training if that is known.
+  The first takes up to a second of preparation, so that of a training of less
+  than a minute the share may be larger: see `share`. Features of many values
+  are sampled, at the same places each time.
 
   Args:
     data: One batch of inputs: what the model can be called on.
@@ -187,6 +191,8 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._step = 0
     self._batch = -1
     self._ask_at = 0
+    self._began = 0  # The step at which this fit began,
+    self._began_records = 0  # and how many records there were.
     self._planned: int | None = None  # Steps, with those of earlier fits.
     self._ticked = time.perf_counter()
     self._seconds = 0.0  # In all fits, with our own time, up to the last tick.
@@ -223,6 +229,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._close_writers()
     self._ticked = time.perf_counter()
     self._planned = None
+    self._began, self._began_records = self._step, len(self._steps)
     # What is not built yet, is by the first step.
     if self.model.built and not self._steps:
       self._record()
@@ -249,7 +256,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._step += batch - self._batch
     self._batch = batch
     if self.update_freq == 'auto':
-      due = not self._steps or self._affordable()
+      due = not self._steps or self._one_of_the_least() or self._affordable()
     elif self.update_freq == 'epoch':
       due = not self._steps
     else:
@@ -264,7 +271,8 @@ class ActivationPercentiles(keras.callbacks.Callback):
   def on_train_end(self, logs=None):
     self._tick()
     if self.update_freq == 'auto' and self._unrecorded():
-      # Whatever it costs, so as not to leave its second half without one.
+      # Whatever it costs, so as not to leave its second half without one where
+      # it has ended early.
       if 2 * self._steps[-1] < self._step or self._allowed(records=1):
         self._record()
     self._close_writers()
@@ -312,6 +320,16 @@ class ActivationPercentiles(keras.callbacks.Callback):
       setup = 0.75 * allowance
     each = self._record_seconds / max(1, len(self._steps))
     return self._record_seconds + setup + records * each <= allowance
+
+  def _one_of_the_least(self) -> bool:
+    """Whether this is one of the records that a training always has."""
+    step = self._step - self._began
+    last = max(0, self._steps[-1] - self._began)
+    few = len(self._steps) - self._began_records <= _LEAST
+    if step - last >= max(1, last // (8 if few else 1)):
+      return True
+    total = self._planned - self._began if self._planned else 0
+    return total > 0 and step * _LEAST // total > last * _LEAST // total
 
   def _affordable(self) -> bool:
     if self._step < self._ask_at:
