@@ -98,3 +98,22 @@ def test_a_style_network(generation):
   ]
   # All but the convolution's bias, which the normalization removes.
   assert sum(changed) >= len(changed) - 1
+
+
+@cases.all_cases
+@cases.both_kerases
+def test_one_for_all_samples(case, generation):
+  """(1, channels), as a network of one style has it, is (channels,)."""
+  x, gamma, beta = case.data()
+  layer = case.layer(generation, scale=False, center=False)
+  given = {'gamma': gamma, 'beta': beta}
+  given = {k: v for k, v in given.items() if v is not None}
+  y = layer(x, **{k: v[None] for k, v in given.items()})
+  np.testing.assert_array_equal(y, layer(x, **given))
+  case.check(y, x, gamma, beta)
+  tensors = [tf.constant(v[None]) for v in given.values()]
+  with tf.GradientTape() as tape:
+    tape.watch(tensors)
+    y = case.function(x, *tensors)
+  for gradient, tensor in zip(tape.gradient(y, tensors), tensors, strict=True):
+    assert gradient.shape == tensor.shape

@@ -24,6 +24,7 @@ class _Default(int):
 
 # Beside `group_size`, `groups` must be left out; a given 32 is an error too.
 DEFAULT_GROUPS = _Default(32)
+ONE_CHANNEL_EACH = _Default(-1)
 
 # What the kernel runs inside, by each of its names; None: nothing.
 FUSED: dict[str, str | None] = {

@@ -45,8 +45,9 @@ _LAYERS = {
       mask: bool (batch, ...) over leading positions. Where it is False, inputs
         are not counted, outputs are 0 and no gradient flows. It travels on. A
         1 in place of the channels is let pass, and so are integers 0 and 1.
-      gamma: Scale per sample, (batch, channels), if `scale=False`.
-      beta: Offset per sample, (batch, channels), if `center=False`.
+      gamma: Scale per sample, (batch, channels), if `scale=False`; or one for
+        all, (channels,) or (1, channels).
+      beta: Offset, shaped like `gamma` may be, if `center=False`.
 
     Input shape:
       (batch, ..., channels); rank 2 or more. Sizes but the channels' may be
@@ -70,7 +71,8 @@ _FUNCTIONS = {
     x: Tensor (batch, ..., channels), or with the channels on `axis`; rank 2 or
       more. Integers and bools are taken as float32. All sizes but the number of
       channels may be unknown.
-    gamma: Scale: (channels,), or (batch, channels) for one per sample.
+    gamma: Scale: (channels,) or (1, channels), or (batch, channels) for one per
+      sample.
     beta: Offset, shaped like `gamma` may be.
   """,
   'mask_with_channels': """

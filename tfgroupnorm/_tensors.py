@@ -94,6 +94,13 @@ def cast(x: tf.Tensor, dtype: Any) -> tf.Tensor:
   return tf.cast(x, dtype)
 
 
+def repeated(t: tf.Tensor, axis: int, size: int) -> tf.Tensor:
+  """`t` with `size` on `axis`, where it may have 1."""
+  if t.shape[axis] == size:
+    return t
+  return tf.repeat(t, size, axis)
+
+
 def without_gradient(x: tf.Tensor) -> tf.Tensor:
   """`x` whose gradient is 0, and not `None` as of `tf.stop_gradient`."""
   return tf.where(False, x, tf.stop_gradient(x))

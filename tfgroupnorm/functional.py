@@ -271,6 +271,68 @@ def head_norm(
   )
 
 
+@tf.autograph.experimental.do_not_convert
+def moments(
+  x: Any,
+  *,
+  groups: int = _checks.ONE_CHANNEL_EACH,
+  group_size: int | None = None,
+  axis: int = -1,
+  mask: Any = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Mean and biased variance, as `group_norm` takes them of its groups.
+
+      mean, var = mean(x), mean((x - mean) ** 2)
+
+  over all positions of a sample and the channels of a group: what a style is,
+  for AdaIN and the like. Exact where the mean is large, in float32 (float64 for
+  float64). Both have a value for each channel, that of its group, and broadcast
+  with `x`. `(x - mean) / tf.sqrt(var + epsilon)` is what `group_norm` returns,
+  but for what float32 cannot hold of a large mean.
+
+  Args:
+    x: Tensor (batch, ..., channels), or with the channels on `axis`; rank 2 or
+      more. Integers and bools are taken as float32.
+    groups: Number of groups, a divisor of the channels; -1, the default here:
+      one channel a group, as instance normalization has them.
+    group_size: Channels in a group, given instead of `groups`.
+    axis: The axis of the channels.
+    mask: As of `group_norm`: where it is False, `x` is not counted. Of nothing
+      both are 0.
+
+  Returns:
+    Two tensors (batch, 1, ..., channels): with size 1 where `x` has positions.
+
+  Raises:
+    ValueError: If a shape or value does not fit; the message says which.
+    TypeError: If an argument has the wrong type.
+
+  Example:
+
+  >>> import tensorflow as tf
+  >>> from tfgroupnorm import functional
+  >>> x = tf.constant([[[1.0, 10.0], [3.0, 30.0]]])
+  >>> mean, var = functional.moments(x)
+  >>> mean.numpy(), var.numpy()
+  (array([[[ 2., 20.]]], dtype=float32), array([[[  1., 100.]]], dtype=float32))
+
+  References:
+    - [Huang & Belongie, 2017](https://arxiv.org/abs/1703.06868) (AdaIN)
+  """
+  x, shape = _tensors.as_input(x)
+  layout = _layouts.group_layout(
+    shape, groups=groups, group_size=group_size, axis=axis
+  )
+  mask, mask_axes = _mask(mask, layout, shape)
+  spec = dataclasses.replace(layout.spec, mask_axes=mask_axes)
+  (channels,) = layout.parameter_shape
+  mean, var = (
+    _tensors.repeated(t, layout.parameter_axes[0], channels)
+    for t in kernel.moments(spec, x, mask)
+  )
+  return mean, var
+
+
 # --- One way to the kernel ---------------------------------------------------
 
 
@@ -282,6 +344,8 @@ def _parameter(
     return None, ()
   value = _tensors.as_tensor(value, name)
   _checks.check_floating(name, value)
+  if _tensors.shape_of(value) == (1, *layout.parameter_shape):
+    value = tf.squeeze(value, 0)  # One for all samples.
   per_sample = _checks.check_parameter_shape(
     name, _tensors.shape_of(value), layout.parameter_shape, shape
   )

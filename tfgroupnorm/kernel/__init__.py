@@ -26,10 +26,11 @@ from __future__ import annotations
 from typing import Any
 
 from tfgroupnorm.kernel.operands import compute_dtype
+from tfgroupnorm.kernel.passes import moments
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.tensorflow import dispatch
 
-__all__ = ['Spec', 'compute_dtype', 'normalize']
+__all__ = ['Spec', 'compute_dtype', 'moments', 'normalize']
 
 
 def normalize(

@@ -83,13 +83,18 @@ class OnePass(Order):
 
   def combined(self, o: Operands, k, delta, var) -> tuple:
     """Statistics of the groups, from those of their channels."""
+    away, var = self.of_groups(o, k, delta, var)
+    rstd = xp.rsqrt(var + o.epsilon)
+    return k, delta if away is None else delta - away, rstd
+
+  def of_groups(self, o: Operands, k, delta, var) -> tuple:
+    """How far a channel's mean is from its group's, and a group's variance."""
     if not isinstance(o.groups, SideBySide):
-      return k, delta, xp.rsqrt(var + o.epsilon)
+      return None, var
     # Means as distances from one number of the group; the variance between.
     mean = delta + (k - o.spread(o.groups.first(k)))
     away = mean - o.spread(o.groups.mean_of_channels(mean))
-    rstd = xp.rsqrt(o.groups.mean_of_channels(var + away * away) + o.epsilon)
-    return k, delta - away, rstd
+    return away, o.groups.mean_of_channels(var + away * away)
 
   def xhat(self, o: Operands, x, statistics, d=None) -> Line:
     k, rest, rstd = statistics
@@ -98,6 +103,15 @@ class OnePass(Order):
     if d is None:
       _, d = self.differences(x, k)
     return Line(o.valid(d), scale, offset)
+
+
+class Moments(OnePass):
+  """Mean and variance themselves, for each channel those of its group."""
+
+  def combined(self, o: Operands, k, delta, var) -> tuple:
+    away, var = self.of_groups(o, k, delta, var)
+    rest = delta if away is None else delta - away
+    return k + rest, o.spread(var)
 
 
 def variance(mean: xp.Array, square: xp.Array) -> xp.Array:

@@ -40,3 +40,21 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     dgate = o.leave(dgate, gate.dtype)
   dgamma, dbeta = like(gamma, dgamma), like(beta, dbeta)
   return o.leave(dx, x.dtype), dgamma, dbeta, dgate
+
+
+def moments(spec: Spec, x, mask) -> list:
+  """Mean and biased variance, which broadcast with `x` as `spec` views it.
+
+  Of plain operations, differentiable as they are: the gradient of these has a
+  formula of its own only within `backward`.
+  """
+  form = forms.for_moments(spec, x)
+  o = Operands(form, x, None, None, None, mask)
+  statistics, _ = form.order.statistics(o)
+  if spec.view is None:
+    return list(statistics)
+  # (batch, channels) alone has a view: each group -> its channels.
+  return [
+    xp.reshape(xp.broadcast_to(t, o.layout.dims), xp.shape(x))
+    for t in statistics
+  ]

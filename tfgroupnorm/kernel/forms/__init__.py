@@ -115,6 +115,12 @@ def choose(spec: Spec, x: xp.Array) -> Form:
   return Form(layout, order, platform.groups)
 
 
+def for_moments(spec: Spec, x: xp.Array) -> Form:
+  """The form that returns mean and variance, op by op."""
+  layout = layouts.viewed(Layout(spec, xp.shape(x), x.dtype))
+  return Form(layout, orders.Moments(plain.SUMS), layouts.groups)
+
+
 def parameters(spec: Spec, x: xp.Array, gamma, beta) -> tuple[Spec, Any, Any]:
   """`gamma` and `beta` as the form for `x` wants them, and their spec."""
   layout = Layout(spec, list(x.shape), x.dtype)
