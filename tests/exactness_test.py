@@ -4,6 +4,7 @@ Run this file with `-s` to see the table, beside Keras and, where it is
 installed, PyTorch.
 """
 
+import functools
 import importlib.util
 
 import keras
@@ -227,3 +228,28 @@ def test_float16_range(jit_compile):
     case = cases.KINDS['GroupNorm']
     wanted = case.formula(x.astype('float64'), None, None, epsilon=1e-5)
     np.testing.assert_allclose(y, wanted, rtol=1e-3, atol=1e-3)
+
+
+@cases.compiled_or_plain
+@pytest.mark.parametrize(
+  'function',
+  [
+    functional.layer_norm,
+    functools.partial(functional.layer_norm, rms=True),
+    functools.partial(functional.group_norm, groups=2),
+    functools.partial(functional.head_norm, num_heads=2),
+  ],
+)
+def test_where_squares_overflow(function, jit_compile):
+  """As documented: right up to there, then 0 and finite with its gradient."""
+  signs = np.random.default_rng(0).choice([-1.0, 1.0], (4, 64))
+  wanted = function(tf.constant(signs), epsilon=1e-12)
+  for size in (1e17, 1e18, 1e20, 1e30, 1e36):
+    x = tf.constant(size * signs, tf.float32)
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = function(x, jit_compile=jit_compile)
+      loss = tf.sin(y)
+    assert np.all(np.isfinite(tape.gradient(loss, x)))
+    right = wanted if size <= 1e18 else np.zeros_like(wanted)
+    np.testing.assert_allclose(y, right, rtol=0, atol=1e-5)

@@ -56,7 +56,9 @@ _LAYERS = {
   """,
   'output': """
     Output shape:
-      That of the input, in the compute dtype of the layer.
+      That of the input, in the compute dtype of the layer. Squares of float32
+        overflow where values of n in a group are 1e19 / sqrt(n) from their
+        mean: from there on `beta` comes out, and from 3e38 / n on NaN may.
 
     Raises:
       ValueError: If a shape or value does not fit; the message says which.
@@ -90,7 +92,9 @@ _FUNCTIONS = {
   """,
   'result': """
     Returns:
-      A tensor of the shape and dtype of `x`.
+      A tensor of the shape and dtype of `x`. Squares of float32 overflow where
+      values of n in a group are 1e19 / sqrt(n) from their mean: from there on
+      `beta` comes out, and from 3e38 / n on NaN may.
 
     Raises:
       ValueError: If a shape or value does not fit; the message says which.

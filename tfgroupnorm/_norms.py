@@ -7,6 +7,8 @@ They are mixed into `keras.layers.Layer` in `layers.py` and into
 
 from __future__ import annotations
 
+from typing import Any
+
 from tfgroupnorm import _checks, _layer, _layouts, functional
 
 
@@ -51,8 +53,8 @@ class GroupNorm(_layer.Norm):
     - [Wu & He, 2018](https://arxiv.org/abs/1803.08494)
   """
 
-  _function = staticmethod(functional.group_norm)
-  _layout_of = staticmethod(_layouts.group_layout)
+  _function: Any = staticmethod(functional.group_norm)
+  _layout_of: Any = staticmethod(_layouts.group_layout)
 
   def __init__(
     self,
