@@ -1,7 +1,8 @@
-"""What reads a SavedModel besides TensorFlow predicts what Keras does.
+"""What reads a model besides TensorFlow predicts what Keras does.
 
-Run by `make consumers`, in an environment with these programs. Sizes of the
-batch and of all positions stay unknown, and each model is run at two of them.
+Run by `make consumers`, in an environment with these programs. In SavedModels
+sizes of the batch and of all positions stay unknown, and each model is run at
+two of them.
 """
 
 import importlib
@@ -16,6 +17,7 @@ import onnxruntime
 import openvino
 import pytest
 import tensorflow as tf
+import tf2onnx
 from ai_edge_litert import interpreter as litert
 
 import tfgroupnorm
@@ -98,6 +100,15 @@ def check(run, batches):
     np.testing.assert_allclose(y / scale, wanted / scale, rtol=0, atol=1e-5)
 
 
+def onnx(model):
+  """What runs a file or the bytes of one."""
+  session = onnxruntime.InferenceSession(
+    model, providers=['CPUExecutionProvider']
+  )
+  (spec,) = session.get_inputs()
+  return lambda x: session.run(None, {spec.name: x})[0]
+
+
 def check_unknown(sizes):
   """All but the channels; `sizes` tells of each whether it is unknown."""
   *others, channels = sizes
@@ -151,3 +162,102 @@ def test_openvino(exported):
     model, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'}
   )
   check(lambda x: compiled({'x': x})[0], batches)
+
+
+# --- Graphs that are no SavedModel -------------------------------------------
+
+
+def pixels(keras, layers, jit_compile='auto'):
+  """Sizes that "auto" compiles in a graph; the batch is unknown."""
+  inputs = keras.Input((16, 24, 3), name='x')
+  x = keras.layers.Conv2D(8, 3)(inputs)
+  x = layers.GroupNorm(4, activation='silu', jit_compile=jit_compile)(x)
+  x = layers.LayerNorm(jit_compile=jit_compile)(x)
+  x = keras.layers.Reshape((-1, 8))(x)
+  return keras.Model(inputs, layers.HeadNorm(2, jit_compile=jit_compile)(x))
+
+
+def predicted(generation, **options):
+  """A model, and two batches with what it makes of them."""
+  keras = importlib.import_module(generation)
+  model = pixels(keras, importlib.import_module(LAYERS[generation]), **options)
+  rng = np.random.default_rng(0)
+  model.set_weights(
+    [rng.normal(0.3, 0.5, w.shape) for w in model.get_weights()]
+  )
+  batches = [rng.normal(3, 2, (n, 16, 24, 3)).astype('f') for n in (2, 1)]
+  return model, [(x, np.asarray(model(x))) for x in batches]
+
+
+SIGNATURE = [tf.TensorSpec((None, 16, 24, 3), name='x')]
+
+
+def a_function(model):
+  return tf.function(lambda x: model(x), input_signature=SIGNATURE)
+
+
+both = pytest.mark.parametrize('generation', LAYERS)
+
+
+@pytest.mark.filterwarnings('ignore:.*`np.object`:FutureWarning')
+def test_onnx_by_keras(tmp_path):
+  model, batches = predicted('keras')
+  model.export(tmp_path / 'model.onnx', format='onnx', verbose=False)
+  check(onnx(tmp_path / 'model.onnx'), batches)
+
+
+@both
+def test_onnx_from_keras(generation):
+  model, batches = predicted(generation)
+  converted, _ = tf2onnx.convert.from_keras(model)
+  check(onnx(converted.SerializeToString()), batches)
+
+
+@pytest.mark.filterwarnings('ignore:.*`np.object`:FutureWarning')
+def test_onnx_of_a_subclassed_model(tmp_path):
+  """Which tf2onnx traces once more when it finds no names of outputs."""
+  inner, batches = predicted('keras')
+  keras = importlib.import_module('keras')
+
+  class Outer(keras.Model):
+    def __init__(self):
+      super().__init__()
+      self.inner = inner
+
+    def call(self, x):
+      return self.inner(x)
+
+  model = Outer()
+  model(batches[0][0])
+  converted, _ = tf2onnx.convert.from_keras(model, SIGNATURE)
+  check(onnx(converted.SerializeToString()), batches)
+  model.export(tmp_path / 'model.onnx', format='onnx', verbose=False)
+  check(onnx(tmp_path / 'model.onnx'), batches)
+
+
+@both
+@pytest.mark.parametrize('jit_compile', ['auto', True])
+def test_onnx_op_by_op(generation, jit_compile):
+  model, batches = predicted(generation, jit_compile=jit_compile)
+  with tfgroupnorm.op_by_op():
+    converted, _ = tf2onnx.convert.from_function(a_function(model), SIGNATURE)
+  check(onnx(converted.SerializeToString()), batches)
+
+
+@both
+def test_onnx_of_what_was_compiled_says_what_to_do(generation):
+  model, _ = predicted(generation)
+  converted, _ = tf2onnx.convert.from_function(a_function(model), SIGNATURE)
+  with pytest.raises(Exception, match=r'under_tfgroupnorm\.op_by_op'):
+    onnx(converted.SerializeToString())
+
+
+def test_litert_op_by_op():
+  """Of Keras 2: Keras 3's own layers come out as NaN, for want of weights."""
+  model, batches = predicted('tf_keras')
+  with tfgroupnorm.op_by_op():
+    concrete = a_function(model).get_concrete_function()
+  converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+  interpreter = litert.Interpreter(model_content=converter.convert())
+  runner = interpreter.get_signature_runner('serving_default')
+  check(lambda x: next(iter(runner(x=x).values())), batches)
