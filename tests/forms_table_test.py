@@ -53,6 +53,12 @@ row of unknown length    OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
 ROWS = [re.split('  +', line) for line in TABLE.splitlines()[2:]]
 
 
+@pytest.mark.parametrize('groups', GROUPS)
+def test_where_it_is_to_be_quantized(groups):
+  wanted = 'AboutZero' if 'rms' in groups else 'formula.Order'
+  assert order_of(groups, 'quantizable') == wanted
+
+
 @pytest.mark.parametrize('groups, plain, cpu, gpu, tpu', ROWS)
 def test_order(groups, plain, cpu, gpu, tpu):
   wanted = {None: plain, 'CPU': cpu, 'GPU': gpu, 'TPU': tpu}

@@ -27,9 +27,9 @@ from tfgroupnorm.kernel.operands import compute_dtype
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.tensorflow import dispatch
 
-__all__ = ['Spec', 'compute_dtype', 'normalize', 'op_by_op']
+__all__ = ['Spec', 'compute_dtype', 'normalize', 'op_by_op', 'quantizable']
 
-op_by_op = dispatch.op_by_op
+op_by_op, quantizable = dispatch.op_by_op, dispatch.quantizable
 
 
 def normalize(

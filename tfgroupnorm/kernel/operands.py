@@ -118,7 +118,8 @@ class Operands:
 
   def mean(self, t: xp.Array) -> xp.Array:
     """E[t]: elements -> groups."""
-    return self.groups.combine(self.add_up(t)[0] / self.channel_size)
+    mean = self._sums.mean(t, self.axes, self.channel_size)
+    return self.groups.combine(mean)
 
   def spread(self, s: xp.Array) -> xp.Array:
     """Groups -> channels: the result broadcasts with `x`."""

@@ -29,7 +29,8 @@ class Spec:
     gate_activation: The same for the gate.
     wide: Leave the result in the dtype of the computation.
     platform: `'CPU'`, `'GPU'` or `'TPU'`: whose XLA compiles this. `None`: it
-      runs op by op.
+      runs op by op. `'quantizable'`: op by op, in programs that round each
+      tensor to 8 or 16 bits.
   """
 
   axes: tuple[int, ...]

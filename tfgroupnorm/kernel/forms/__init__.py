@@ -16,7 +16,7 @@ from typing import Any
 
 from tfgroupnorm.kernel import layout as layouts
 from tfgroupnorm.kernel import orders
-from tfgroupnorm.kernel.forms import cpu, gpu, lanes, plain, tpu
+from tfgroupnorm.kernel.forms import cpu, gpu, lanes, plain, quantizable, tpu
 from tfgroupnorm.kernel.formula import Order
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.layout import Layout
@@ -76,6 +76,12 @@ _PLATFORMS = {
     about_zero=orders.AboutZero(tpu.SUMS),
     rows=tpu.OnePass(tpu.SUMS),
     others=tpu.OnePass(tpu.SUMS),
+  ),
+  'quantizable': Platform(
+    about_zero=orders.AboutZero(quantizable.SUMS),
+    rows=Order(quantizable.SUMS),
+    others=Order(quantizable.SUMS),
+    groups=quantizable.groups,
   ),
   'TPU, lanes': _in_lanes(lanes.OnePass()),
   'TPU, lanes of bfloat16': _in_lanes(lanes.OfBfloat16()),

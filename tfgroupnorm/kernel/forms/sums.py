@@ -35,3 +35,7 @@ class Sums:
   add_up: Callable[[Sequence[xp.Array], Sequence[int]], Any] = add_up
   extreme: Callable[[Callable, xp.Array, Sequence[int]], xp.Array] = extreme
   opaque: Callable[[xp.Array], xp.Array] = as_it_is
+
+  def mean(self, t: xp.Array, axes: Sequence[int], size: xp.Array) -> xp.Array:
+    """Of `size` elements on `axes`, which are kept."""
+    return self.add_up([t], axes)[0] / size

@@ -27,7 +27,8 @@ add, multiply = tf.add, tf.multiply
 bitcast, bitwise_and = tf.bitcast, tf.bitwise.bitwise_and
 
 # (t, axes, keepdims=False)
-sum, min, max = tf.reduce_sum, tf.reduce_min, tf.reduce_max
+sum, mean = tf.reduce_sum, tf.reduce_mean
+min, max = tf.reduce_min, tf.reduce_max
 
 # (t, dtype); (t, sizes); (t, axis); (t, multiples); (tensors, axis)
 astype, asarray = tf.cast, tf.constant

@@ -99,6 +99,19 @@ def op_by_op() -> Iterator[None]:
     _op_by_op.reset(before)
 
 
+_quantizable = contextvars.ContextVar('tfgroupnorm.quantizable', default=False)
+
+
+@contextlib.contextmanager
+def quantizable() -> Iterator[None]:
+  """Under it SavedModels get the form that bears being quantized."""
+  before = _quantizable.set(True)
+  try:
+    yield
+  finally:
+    _quantizable.reset(before)
+
+
 def _is_handed_over(x: tf.Tensor, jit_compile: bool | str) -> bool:
   """Whether the graph being traced seems to be for another program.
 
@@ -253,6 +266,8 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
   if _in_save_context():
     # A server without XLA must be able to run it, and a reloaded model to
     # differentiate it: ordinary ops with their ordinary gradients.
+    platform = 'quantizable' if _quantizable.get() else None
+    spec = dataclasses.replace(spec, platform=platform)
     y, _ = forward(spec, x, gamma, beta, gate, mask)
     return y
   runner = _runner(jit_compile, spec, x)
