@@ -59,7 +59,8 @@ _PLATFORMS = {
   None: Platform(
     about_zero=orders.AboutZero(plain.SUMS),
     rows=orders.TwoPass(plain.ROWS),
-    others=orders.OnePass(plain.SUMS),
+    others=plain.OnePass(plain.SUMS),
+    groups=plain.groups,
   ),
   'CPU': Platform(
     lay_out=layouts.merged,
@@ -78,10 +79,10 @@ _PLATFORMS = {
     others=tpu.OnePass(tpu.SUMS),
   ),
   'quantizable': Platform(
-    about_zero=orders.AboutZero(quantizable.SUMS),
-    rows=Order(quantizable.SUMS),
-    others=Order(quantizable.SUMS),
-    groups=quantizable.groups,
+    about_zero=quantizable.ABOUT_ZERO,
+    rows=quantizable.OTHERS,
+    others=quantizable.OTHERS,
+    groups=plain.groups,
   ),
   'TPU, lanes': _in_lanes(lanes.OnePass()),
   'TPU, lanes of bfloat16': _in_lanes(lanes.OfBfloat16()),

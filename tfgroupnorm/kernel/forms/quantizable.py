@@ -1,4 +1,4 @@
-"""For programs that keep activations in 8 or 16 bits, as LiteRT does.
+"""For programs that round activations to 8 or 16 bits, as LiteRT does.
 
 Such a program finds out, from a few samples, between which bounds each tensor
 lies, and rounds it to steps between these. So what `orders.py` does for the
@@ -16,32 +16,16 @@ deviation in 8 bits, as with the layers of Keras, and not by 0.4.
 
 from __future__ import annotations
 
-from tfgroupnorm.kernel import layout as layouts
+from tfgroupnorm.kernel import orders
 from tfgroupnorm.kernel.forms.sums import Sums
+from tfgroupnorm.kernel.formula import Order
 from tfgroupnorm.kernel.framework import xp
-from tfgroupnorm.kernel.layout import Alone, Layout, SideBySide
 
 
 class _Means(Sums):
-  """Means, where no mask tells how many elements count."""
-
   def mean(self, t, axes, size):
-    if len(size.shape):
-      return super().mean(t, axes, size)
     return xp.mean(t, axes, keepdims=True)
 
 
 SUMS = _Means()
-
-
-class _SideBySide(SideBySide):
-  def combine(self, t: xp.Array) -> xp.Array:
-    return xp.mean(self._apart(t), self.axis + 1)
-
-
-def groups(layout: Layout) -> Alone | SideBySide:
-  """The way from channels to groups and back, by means."""
-  way = layouts.groups(layout)
-  if isinstance(way, SideBySide):
-    return _SideBySide(way.axis, way.groups, way.size)
-  return way
+ABOUT_ZERO, OTHERS = orders.AboutZero(SUMS), Order(SUMS)
