@@ -331,6 +331,27 @@ def test_a_model_with_work_before_it(tmp_path):
 
 
 @cases.both_kerases
+@pytest.mark.parametrize(
+  'kind, shape, most',
+  [
+    ('GroupNorm', (7, 7, 512), 90),  # Keras 3 makes 40 of it,
+    ('GroupNorm', (None, None, 512), 108),  # 57 of this,
+    ('InstanceNorm', (7, 7, 512), 50),
+    ('LayerNorm', (64, 768), 50),  # and 32 of this.
+  ],
+)
+def test_few_nodes(generation, kind, shape, most, tmp_path):
+  """Each costs its time, which is most of a small call."""
+  keras = importlib.import_module(generation)
+  inputs = keras.Input(shape, name='x')
+  layer = getattr(cases.layers_of(generation), kind)()
+  export_saved_model(keras.Model(inputs, layer(inputs)), tmp_path / '1')
+  library = serving(tmp_path / '1').graph.as_graph_def().library
+  # But for those that only call another.
+  assert max(len(f.node_def) for f in library.function) <= most
+
+
+@cases.both_kerases
 def test_to_be_quantized(generation, tmp_path):
   """No part of x is cut out, and no sum taken: `forms/quantizable.py`."""
   model = cases.everything(generation, steps=6)

@@ -21,7 +21,7 @@ from tfgroupnorm.kernel.line import Line
 from tfgroupnorm.kernel.operands import Operands
 
 # Shortest row that is added up in two stages, and most pieces of it.
-_LONG, _PIECES = 512, 16
+_LONG, _PIECES = 1024, 16
 
 
 def _row_sum(t: xp.Array) -> xp.Array:
