@@ -54,7 +54,7 @@ ROWS = Sums(add_up=_rows, broadcasts=True)
 
 
 class _SideBySide(SideBySide):
-  def combine(self, t: xp.Array) -> xp.Array:
+  def mean_of_channels(self, t: xp.Array) -> xp.Array:
     return xp.mean(self._apart(t), self.axis + 1)
 
 
@@ -94,4 +94,4 @@ def _near_group(o: Operands) -> xp.Array:
   some = xp.astype(near.part(o), o.dtype)
   first = o.groups.first(near.first(o, some))
   rest = xp.mean(some - o.spread(first), o.axes, keepdims=True)
-  return first + o.groups.combine(rest)
+  return first + o.groups.mean_of_channels(rest)
