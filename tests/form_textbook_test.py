@@ -20,6 +20,6 @@ class TestTextbook(forms.FormTest):
   def a_platform(self, monkeypatch):
     order = formula.Order(Sums())
     platform = kernel_forms.Platform(
-      about_zero=kernel_forms.orders.AboutZero(Sums()), rows=order, others=order
+      about_zero=formula.AboutZero(Sums()), rows=order, others=order
     )
-    monkeypatch.setitem(kernel_forms._PLATFORMS, self.platform, platform)
+    monkeypatch.setitem(kernel_forms._FORMS, self.platform, platform)

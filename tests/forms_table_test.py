@@ -31,10 +31,11 @@ def order_of(groups, platform, dtype='float32'):
     x = tf.compat.v1.placeholder(dtype, shape)
     order = type(forms.choose(spec, x).order)
   module = order.__module__.rpartition('.')[-1]
-  return order.__name__ if module == 'orders' else f'{module}.{order.__name__}'
+  general = module in ('formula', 'orders')
+  return order.__name__ if general else f'{module}.{order.__name__}'
 
 
-# Without the module where that is `orders`.
+# Without the module where it is none of a platform.
 TABLE = """
                   op by op       CPU          GPU            TPU
 rms               AboutZero      AboutZero    gpu.AboutZero  AboutZero
@@ -55,13 +56,14 @@ ROWS = [re.split('  +', line) for line in TABLE.splitlines()[2:]]
 
 @pytest.mark.parametrize('groups', GROUPS)
 def test_where_it_is_to_be_quantized(groups):
-  wanted = 'AboutZero' if 'rms' in groups else 'formula.Order'
+  wanted = 'AboutZero' if 'rms' in groups else 'Order'
   assert order_of(groups, 'quantizable') == wanted
 
 
 @pytest.mark.parametrize('groups, plain, cpu, gpu, tpu', ROWS)
 def test_order(groups, plain, cpu, gpu, tpu):
   wanted = {None: plain, 'CPU': cpu, 'GPU': gpu, 'TPU': tpu}
+  assert {*wanted} == {None, *forms.PLATFORMS}
   found = {name: order_of(groups, name) for name in wanted}
   assert found == wanted
 

@@ -7,7 +7,6 @@ import tensorflow as tf
 import cases
 import reference
 from tfgroupnorm import functional
-from tfgroupnorm.kernel.tensorflow import dispatch
 
 
 def problem(case, garbage=0.0):
@@ -138,27 +137,6 @@ def test_an_outlier_behind_padding(jit_compile):
   )
   error = np.abs(y[:, 1024:] - wanted) / np.maximum(np.abs(wanted), 1e-3)
   assert error.max() <= 2e-4
-
-
-@pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
-def test_nothing_to_mask(platform, monkeypatch):
-  monkeypatch.setattr(dispatch, '_platform', lambda *_: platform)
-  gamma = tf.ones(8)
-
-  def run(x, mask=None):
-    with tf.GradientTape() as tape:
-      tape.watch([x, gamma])
-      y = functional.group_norm(x, gamma, groups=4, mask=mask, jit_compile=True)
-    return y, *tape.gradient(y, [x, gamma])
-
-  unknown = tf.TensorSpec((None, None, None, 8))
-  in_graph = tf.function(run, input_signature=[unknown], autograph=False)
-  for shape in ((2, 0, 3, 8), (0, 6, 3, 8)):
-    x = tf.zeros(shape)
-    mask = tf.ones(shape[:2], tf.bool)
-    for y, dx, dgamma in (run(x), run(x, mask), in_graph(x)):
-      assert y.shape == dx.shape == shape
-      np.testing.assert_array_equal(dgamma, np.zeros(8))
 
 
 @cases.all_cases

@@ -18,11 +18,11 @@ import tensorflow as tf
 from absl import logging
 
 from tfgroupnorm import (
+  _checks,
   _saved_model,
   _servable,
   _verify,
   _warmup,
-  functional,
   kernel,
 )
 
@@ -101,8 +101,8 @@ def export_saved_model(
     - [SavedModel warmup](
       https://www.tensorflow.org/tfx/serving/saved_model_warmup)
   """
-  jit_compile = functional.check_bool('jit_compile', jit_compile)
-  quantizable = functional.check_bool('quantizable', quantizable)
+  jit_compile = _checks.check_bool('jit_compile', jit_compile)
+  quantizable = _checks.check_bool('quantizable', quantizable)
   if quantizable and jit_compile:
     raise ValueError(
       'Programs that quantize do not know what XLA is to compile. Received: '

@@ -1,8 +1,9 @@
 """The kernel's arguments as tensors laid out, and what is summed over them.
 
-A tensor is as large as x (elements), or has one number for each channel, or for
-each group. All have the rank of x, so that they broadcast: a channel has size 1
-on the reduced axes, a group besides on what it shares a split axis with.
+All have the rank of x. A tensor is as large as x (elements), or has a number
+for each channel, with size 1 on the reduced axes: both broadcast with each
+other. Or it has a number for each group: on a split axis as many as there are
+groups, and `spread` brings them to the channels.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Operands:
     self.mask = self._lay(mask, spec.mask_axes, xp.bool_)
     self.counted = self.mask if self.layout.partly_masked else None
     if self.counted is None:
-      # Nor may what it hides: NaN would come back by gradients of gradients.
+      # Nor may what it hides stay in x: NaN would come back by gradients of
+      # gradients.
       self.x = self.valid(self.x)
     self.gate = None if gate is None else self.valid(self.enter(gate))
     if self.counted is not None:

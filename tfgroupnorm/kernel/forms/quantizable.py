@@ -16,9 +16,8 @@ deviation in 8 bits, as with the layers of Keras, and not by 0.4.
 
 from __future__ import annotations
 
-from tfgroupnorm.kernel import orders
 from tfgroupnorm.kernel.forms.sums import Sums
-from tfgroupnorm.kernel.formula import Order
+from tfgroupnorm.kernel.formula import AboutZero, Order
 from tfgroupnorm.kernel.framework import xp
 
 
@@ -28,4 +27,4 @@ class _Means(Sums):
 
 
 SUMS = _Means()
-ABOUT_ZERO, OTHERS = orders.AboutZero(SUMS), Order(SUMS)
+ABOUT_ZERO, OTHERS = AboutZero(SUMS), Order(SUMS)

@@ -23,7 +23,9 @@ def as_it_is(t: xp.Array) -> xp.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-  """The reductions of one platform; by default as the framework has them.
+  """How a platform adds up tensors as large as x; small ones are just summed.
+
+  By default as the framework has it.
 
   Attributes:
     add_up: (tensors, axes) -> sums with the axes kept. One tensor or two, which

@@ -191,7 +191,7 @@ def _device_types(x: tf.Tensor) -> set[str]:
   if placed:
     return {placed}
   types = {device.device_type for device in tf.config.list_logical_devices()}
-  return types & {'CPU', 'GPU', 'TPU'}
+  return types & set(forms.PLATFORMS)
 
 
 # (spec, dtype, channels): shapes that eager calls compile.
@@ -254,9 +254,8 @@ def _platform(run: Callable, x: tf.Tensor) -> str | None:
   if _in_tpu_replica():
     return 'TPU'
   if run is compiled or _in_xla_trace():
-    # Where there is a choice, TensorFlow takes the accelerator.
     types = _device_types(x)
-    return next((t for t in ('TPU', 'GPU', 'CPU') if t in types), None)
+    return next((name for name in forms.PLATFORMS if name in types), None)
   return None
 
 
