@@ -40,15 +40,7 @@ def _rows(tensors, axes) -> list[xp.Array]:
   return add_up(tensors, axes)
 
 
-class _Columns(Sums):
-  def mean(self, t, axes, size):
-    # The framework's mean divides each element, but counts what is unknown.
-    if None in [t.shape[i] for i in axes]:
-      return xp.mean(t, axes, keepdims=True)
-    return super().mean(t, axes, size)
-
-
-SUMS = _Columns(broadcasts=True)
+SUMS = Sums(broadcasts=True)
 # Where groups are rows.
 ROWS = Sums(add_up=_rows, broadcasts=True)
 

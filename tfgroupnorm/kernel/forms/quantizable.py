@@ -23,7 +23,9 @@ from tfgroupnorm.kernel.framework import xp
 
 class _Means(Sums):
   def mean(self, t, axes, size):
-    return xp.mean(t, axes, keepdims=True)
+    if all(t.shape[i] for i in axes):
+      return xp.mean(t, axes, keepdims=True)
+    return super().mean(t, axes, size)  # A mean of nothing is NaN.
 
 
 SUMS = _Means()
