@@ -146,7 +146,7 @@ def test_a_full_mask_changes_nothing(case):
   case.check(case.function(x, gamma, beta, mask=mask), x, gamma, beta)
 
 
-@pytest.mark.parametrize('dtype', ['bool', 'int32', 'float32'])
+@pytest.mark.parametrize('dtype', ['bool', 'int32', 'int64', 'uint8'])
 def test_numbers_as_a_mask(dtype):
   case = cases.KINDS['GroupNorm']
   x, gamma, beta = case.data()
@@ -154,6 +154,29 @@ def test_numbers_as_a_mask(dtype):
   y = case.function(x, gamma, beta, mask=mask.astype(dtype))
   wanted = case.reference(*cases.wide(x, gamma, beta), mask=mask)
   np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
+
+
+@cases.all_cases
+@cases.both_kerases
+def test_a_one_where_there_are_no_positions(case, generation):
+  """(batch, height, width, 1), as masks of images come; it travels without."""
+  x, _, _ = case.data()
+  ones = [-1]
+  if case.kind in ('GroupNorm', 'InstanceNorm'):
+    ones = [case.options['axis']]
+  elif 'head_axis' in case.options:
+    ones.append(case.options['head_axis'])
+  shape = list(x.shape)
+  for axis in ones:
+    shape[axis] = 1
+  mask = np.random.default_rng(1).random(shape) < 0.6
+  squeezed = mask.squeeze(tuple(ones))
+  wanted = case.function(x, mask=squeezed)
+  np.testing.assert_array_equal(case.function(x, mask=mask), wanted)
+  layer = case.layer(generation)
+  y = layer(x, mask=mask)
+  np.testing.assert_array_equal(y, layer(x, mask=squeezed))
+  np.testing.assert_array_equal(y._keras_mask, squeezed)
 
 
 def padded_batch(generation):

@@ -200,6 +200,18 @@ def check_activation(activation: Any) -> None:
     )
 
 
+def check_no_rms_scaling(rms_scaling: Any) -> None:
+  """Not Keras' `rms_scaling`, which is something else than RMS."""
+  if rms_scaling:
+    raise ValueError(
+      "LayerNorm has no `rms_scaling`: with it Keras' LayerNormalization "
+      'divides by the deviation from the mean and does not subtract the mean, '
+      'which Keras itself calls incorrect. Received: rms_scaling='
+      f'{rms_scaling!r}. Use rms=True for RMS normalization, and train again; '
+      'or keep the layer of Keras.'
+    )
+
+
 def check_no_offset(rms: bool, beta: Any) -> None:
   """No `beta` with `rms`."""
   if rms and beta is not None:
@@ -267,6 +279,23 @@ def check_size(shape: Shape, axis: int, what: str) -> int:
       f'{tuple(shape)} with size {size} on axis {axis}.'
     )
   return size
+
+
+def check_sizes_of_build(
+  shape: Shape, built_on: Shape, axes: Sequence[int], who: str
+) -> None:
+  """The sizes on `axes` for which `gamma` and `beta` were made."""
+  for axis in axes:
+    if not -len(shape) <= axis < len(shape):
+      continue  # For `check_axis_of` to refuse.
+    size, wanted = shape[axis], built_on[axis]
+    if None not in (size, wanted) and size != wanted:
+      raise ValueError(
+        f'This {who} was built for size {wanted} on axis {axis}, and its '
+        f'weights have that size. Received: size {size}, in an input of shape '
+        f'{tuple(shape)}. Give each size a layer of its own, or pass '
+        'scale=False, center=False to have no weights.'
+      )
 
 
 def check_division(channels: int, groups: int, group_size: int | None) -> int:
@@ -379,6 +408,17 @@ def check_parameter_shape(
   )
 
 
+def check_mask_dtype(mask: Any) -> None:
+  """Of bools, or of integers 0 and 1."""
+  if not is_whole(mask):
+    raise TypeError(
+      '`mask` must be of bools, or integers 0 and 1: True where the input '
+      f'counts. Received: dtype {mask.dtype.name}. Pass `mask == 0` if it is '
+      'one to be added to scores, 0 where the input counts and -1e9 where it '
+      'does not; or `mask > 0` if it is 1 where the input counts.'
+    )
+
+
 def check_mask_shape(
   received: Shape | None, positions: Shape, shape: Shape
 ) -> int:
@@ -391,9 +431,54 @@ def check_mask_shape(
       '`mask` must have the shape of the leading axes of the input that are '
       f'positions, {positions} or fewer of these from the left. Received: mask '
       f'of shape {"<unknown>" if received is None else received} for an input '
-      f'of shape {tuple(shape)}. It is broadcast over the remaining axes.'
+      f'of shape {tuple(shape)}. It is broadcast over the remaining axes, '
+      'which it may also have with size 1.'
     )
   return rank
+
+
+def check_axes_not_ragged(
+  axes: Sequence[int] | None, ragged_rank: int, shape: Shape, who: str
+) -> None:
+  """Groups that lie within the rows of a ragged tensor, all of one size.
+
+  Args:
+    axes: Those of a group and its parameters, counted from the start; `None`:
+      a group spans the positions of a sample.
+    ragged_rank: The last axis whose rows have different sizes.
+    shape: That of the ragged tensor.
+    who: The layer.
+  """
+  if axes is not None and all(axis > ragged_rank for axis in axes):
+    return
+  spanned = 'the positions' if axes is None else f'axes {sorted(axes)}'
+  raise TypeError(
+    f'A ragged tensor is taken where each group lies in one row: {who} spans '
+    f'{spanned} of a sample. Received: RaggedTensor of shape {tuple(shape)}, '
+    f'ragged up to axis {ragged_rank}. Pass `x.to_tensor()` with '
+    '`mask=tf.sequence_mask(x.row_lengths())`.'
+  )
+
+
+def check_nothing_beside_ragged(who: str, **given: Any) -> None:
+  """No mask, `gamma` or `beta` with the call of a ragged tensor."""
+  for name, value in given.items():
+    if value is not None:
+      raise ValueError(
+        f'`{name}` cannot be passed beside a ragged tensor, which has no '
+        f'padding and samples of many sizes. Received: both, for {who}. Pass '
+        '`x.to_tensor()` with a mask, or leave it out.'
+      )
+
+
+def check_ragged_gate(ragged: bool, gate: Any) -> None:
+  """`gate` is ragged, as the input is."""
+  if not ragged:
+    raise TypeError(
+      '`gate` must be ragged as the input is, with the same rows. Received: '
+      f'gate of type {type(gate).__name__} beside a RaggedTensor. Pass both '
+      'ragged, or both dense.'
+    )
 
 
 def check_gate_shape(received: Shape | None, shape: Shape) -> None:

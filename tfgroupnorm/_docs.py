@@ -43,13 +43,15 @@ _LAYERS = {
       inputs: Tensor (batch, ..., channels), or with the channels on `axis`. Not
         autocast; integers are cast to the compute dtype.
       mask: bool (batch, ...) over leading positions. Where it is False, inputs
-        are not counted, outputs are 0 and no gradient flows. It travels on.
+        are not counted, outputs are 0 and no gradient flows. It travels on. A
+        1 in place of the channels is let pass, and so are integers 0 and 1.
       gamma: Scale per sample, (batch, channels), if `scale=False`.
       beta: Offset per sample, (batch, channels), if `center=False`.
 
     Input shape:
       (batch, ..., channels); rank 2 or more. Sizes but the channels' may be
-        unknown.
+        unknown. A group of one value, (batch, channels) with a group for each
+        channel, gives `beta` whatever it is: a warning says so when built.
   """,
   'output': """
     Output shape:
@@ -72,9 +74,10 @@ _FUNCTIONS = {
     beta: Offset, shaped like `gamma` may be.
   """,
   'mask_with_channels': """
-    mask: bool (batch, ...) over leading position axes, without the channels.
-      Where it is False, `x` is not counted, the result is 0 and no gradient
-      flows, whatever `x` holds.
+    mask: bool (batch, ...) over leading position axes, without the channels or
+      with a 1 in their place. Where it is False, `x` is not counted, the result
+      is 0 and no gradient flows, whatever `x` holds. Integers 0 and 1 will do;
+      floats, as they are added to attention scores, are refused.
   """,
   'function_activation': """
     activation: `'relu'`, `'silu'` (`'swish'`), `'gelu'`, `'gelu_tanh'` and

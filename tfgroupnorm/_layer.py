@@ -9,13 +9,14 @@ is here alone.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import _checks, _docs, _layouts, _tensors
+from tfgroupnorm import _checks, _docs, _layouts, _tensors, functional
 
 # Where a user of each generation finds these layers.
 HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
@@ -53,6 +54,9 @@ def common(arguments: dict[str, Any]) -> dict[str, Any]:
   names = inspect.getfullargspec(Norm.__init__).kwonlyargs
   return {**{name: arguments[name] for name in names}, **arguments['kwargs']}
 
+
+# What the generations call a dtype policy.
+_POLICIES = ('DTypePolicy', 'FloatDTypePolicy', 'Policy', 'PolicyV1')
 
 # A Keras layer, once mixed into one; which one, a type checker cannot know.
 _AnyLayer: Any = object
@@ -108,6 +112,8 @@ class Norm(_AnyLayer):
     self.jit_compile = _checks.check_jit_compile(jit_compile)
     self.supports_masking = True
     self.gamma = self.beta = None
+    # A shape, not a tuple: Keras 2 would track that, and write it to files.
+    self._built_on: tf.TensorShape | None = None
 
   def _where(self) -> dict[str, Any]:
     """Its own arguments that say where the groups are, for `_layout_of` too."""
@@ -118,9 +124,49 @@ class Norm(_AnyLayer):
     flags = {name: getattr(self, name) for name in self._flags}
     return {**self._where(), **flags}
 
+  def _sized_axes(self) -> tuple[int, ...]:
+    """The axes whose sizes must be known, as its arguments name them."""
+    raise NotImplementedError
+
   def _layout(self, shape) -> _layouts.Layout:
     """Where this layer finds its groups and parameters in `shape`."""
-    return self._layout_of(_tensors.as_shape(shape), **self._where())
+    shape = _tensors.as_shape(self._completed(shape))
+    return self._layout_of(shape, **self._where())
+
+  def _completed(self, shape) -> tf.TensorShape:
+    """`shape` with the sizes that `build` saw, where they must be known."""
+    shape = tf.TensorShape(shape)
+    if self._built_on is None:
+      return shape
+    sizes: list[int | None]
+    if shape.rank is None:
+      sizes = [None] * self._built_on.rank
+    else:
+      sizes = list(shape)
+    for axis in self._sized_axes():
+      if -len(sizes) <= axis < len(sizes) and sizes[axis] is None:
+        sizes[axis] = self._built_on[axis]
+    return tf.TensorShape(sizes)
+
+  def _of_known_size(self, inputs: tf.Tensor) -> tf.Tensor:
+    """`inputs` as of the sizes that `build` saw.
+
+    A generator's batches have none, and `Input` had told them. What turns out
+    to have others is refused when it comes.
+    """
+    shape = self._completed(inputs.shape)
+    if shape.rank is None or shape == inputs.shape:
+      known = inputs
+    else:
+      known = tf.ensure_shape(inputs, shape)
+    if self._owns_gamma or self._owns_beta:
+      _checks.check_sizes_of_build(
+        tuple(shape),
+        tuple(self._built_on or shape),
+        self._sized_axes(),
+        type(self).__qualname__,
+      )
+    return known
 
   @property
   def _owns_gamma(self) -> bool:
@@ -132,7 +178,18 @@ class Norm(_AnyLayer):
 
   def build(self, input_shape):
     """Creates `gamma` and `beta`."""
-    shape = self._layout(input_shape).parameter_shape
+    layout = self._layout(input_shape)
+    shape = layout.parameter_shape
+    self._built_on = self._completed(input_shape)
+    known = tuple(self._built_on)
+    if layout.group_size(known) == 1 and not getattr(self, 'rms', False):
+      warnings.warn(
+        f'Each group of {type(self).__qualname__} {self.name!r} holds one '
+        f'value of an input of shape {known}: the result is beta whatever '
+        'the input is, and no gradient flows to it. Normalize over more '
+        'channels or positions, or leave this layer out.',
+        stacklevel=2,
+      )
     if self._owns_gamma:
       self.gamma = self._own_weight('gamma', shape)
     if self._owns_beta:
@@ -167,12 +224,57 @@ class Norm(_AnyLayer):
           f'Received: a symbolic tensor of {wanted}. Use `from '
           f'{HOMES[wanted]} import {type(self).__qualname__}` in that model.'
         )
+    if isinstance(inputs, (tf.SparseTensor, tf.IndexedSlices)):
+      _tensors.as_tensor(inputs, 'x')  # Which it refuses, as Keras may not.
+    if isinstance(inputs, tf.RaggedTensor) and inputs.shape.rank is not None:
+      _checks.check_axes_not_ragged(
+        self._axes_of_groups(inputs.shape.rank),
+        inputs.ragged_rank,
+        tuple(inputs.shape),
+        type(self).__qualname__,
+      )
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
       inputs = tf.convert_to_tensor(inputs)
+    args = tuple(_mask_as_tensor(a) for a in args[:1]) + args[1:]
+    if 'mask' in kwargs:
+      kwargs['mask'] = _mask_as_tensor(kwargs['mask'])
     if tf.is_tensor(inputs):
       _checks.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
+
+  def rematerialized_call(self, layer_call, *args, **kwargs):
+    """`layer_call`, recomputed for its gradient where a `RematScope` says so.
+
+    With tensors by position alone: in a graph TensorFlow takes no others, nor
+    bools, and Keras 3 hands on `mask` by its name, even if there is none.
+    """
+    names = [
+      name
+      for name, given in kwargs.items()
+      if tf.is_tensor(given) and given.dtype.is_floating
+    ]
+
+    def by_position(*tensors):
+      named = dict(zip(names, tensors[len(args) :], strict=True))
+      return layer_call(*tensors[: len(args)], **{**kwargs, **named})
+
+    recomputed = super().rematerialized_call(by_position, *args, **kwargs)
+    if recomputed is by_position:
+      return layer_call
+
+    def call(*args, **kwargs):
+      return recomputed(*args, *(kwargs[name] for name in names))
+
+    return call
+
+  def get_prunable_weights(self):
+    """None, for tfmot's `prune_low_magnitude` over a whole model.
+
+    As of its own normalizations: `gamma` and `beta` are few, and zeros among
+    them would cut channels off.
+    """
+    return []
 
   def call(self, inputs, mask=None, gamma=None, beta=None):
     return self._normalized(inputs, mask, gamma, beta)
@@ -182,24 +284,62 @@ class Norm(_AnyLayer):
     if mask is None:
       # Keras passes no mask on where a call has more than one tensor.
       mask = getattr(inputs, '_keras_mask', None)
+    if isinstance(inputs, tf.RaggedTensor):
+      return self._normalized_rows(inputs, mask, gamma, beta, **more)
+    inputs = self._of_known_size(_tensors.as_tensor(inputs, 'x'))
+    if mask is not None:
+      layout = self._layout(inputs.shape)
+      mask = functional.mask_of_positions(mask, layout, tuple(inputs.shape))
+    outputs = self._call_function(
+      inputs, mask, gamma, beta, **self._options(), **more
+    )
+    if mask is not None:
+      # Keras 3 lets only masks travel on that came with the input.
+      outputs._keras_mask = mask
+    return outputs
+
+  def _call_function(self, x, mask, gamma, beta, **options):
     compute_dtype = tf.as_dtype(self.compute_dtype)
     activation = self._fusable(getattr(self, self._activated))
     outputs = self._function(
-      _tensors.widened(tf.convert_to_tensor(inputs), compute_dtype),
+      _tensors.widened(x, compute_dtype),
       self._parameter('gamma', gamma, self._owns_gamma),
       self._parameter('beta', beta, self._owns_beta),
       epsilon=self.epsilon,
       mask=mask,
       jit_compile=self.jit_compile,
-      **self._options(),
       **{self._activated: activation},
-      **more,
+      **options,
     )
-    outputs = tf.cast(outputs, compute_dtype)
-    if mask is not None:
-      # Keras 3 lets only masks travel on that came with the input.
-      outputs._keras_mask = mask
-    return outputs
+    return tf.cast(outputs, compute_dtype)
+
+  def _normalized_rows(self, inputs, mask, gamma, beta, gate=None):
+    """`_normalized` of a ragged tensor, whose groups lie in its flat values."""
+    who = type(self).__qualname__
+    shape = self._completed(inputs.shape)
+    rank, ragged = len(shape), inputs.ragged_rank
+    axes = self._axes_of_groups(rank)
+    _checks.check_axes_not_ragged(axes, ragged, tuple(shape), who)
+    _checks.check_nothing_beside_ragged(who, mask=mask, gamma=gamma, beta=beta)
+    options = self._options()
+    for name in {'axis', 'head_axis'}.intersection(options):
+      options[name] = _tensors.from_the_end(options[name], rank)
+
+    def of_values(values, gate=None):
+      values = tf.ensure_shape(values, [None, *shape[ragged + 1 :]])
+      more = {} if gate is None else {'gate': gate}
+      return self._call_function(values, None, None, None, **options, **more)
+
+    tensors = [inputs]
+    if gate is not None:
+      _checks.check_ragged_gate(isinstance(gate, tf.RaggedTensor), gate)
+      tensors.append(gate)
+    # It sees to it that both have the same rows.
+    return tf.ragged.map_flat_values(of_values, *tensors)
+
+  def _axes_of_groups(self, rank: int) -> tuple[int, ...] | None:
+    """Axes on which a group or its parameters lie; `None`: on all positions."""
+    return None
 
   def _parameter(self, name: str, given, owned: bool):
     if not owned:
@@ -266,6 +406,20 @@ class Norm(_AnyLayer):
     activation = getattr(self, self._activated)
     config[self._activated] = self._serialized_activation(activation)
     return {**super().get_config(), **config}
+
+  @classmethod
+  def from_config(cls, config):
+    """A layer as `get_config` of this or of Keras' own layer describes it."""
+    dtype = config.get('dtype')
+    if isinstance(dtype, dict) and dtype.get('class_name') in _POLICIES:
+      # Neither Keras reads what the other writes of a policy but for its name.
+      config = {**config, 'dtype': dtype['config']['name']}
+    return super().from_config(config)
+
+
+def _mask_as_tensor(mask):
+  """An array of bools is one of floats to the first Keras 3 versions."""
+  return tf.convert_to_tensor(mask) if isinstance(mask, np.ndarray) else mask
 
 
 def _generation(tensor) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -25,6 +26,20 @@ class Layout:
   parameter_shape: tuple[int, ...]
   parameter_axes: tuple[int, ...]
   position_axes: tuple[int, ...]
+
+  def group_size(self, shape: Shape) -> int | None:
+    """How many values of `shape` a group holds; `None` if it is not known."""
+    sizes, spec = list(shape), self.spec
+    if spec.view is not None:
+      axis, groups = spec.view
+      size = _checks.check_size(shape, axis, 'channels')
+      sizes[axis : axis + 1] = [groups, size // groups]
+    spanned = [sizes[i] for i in spec.axes]
+    if spec.split is not None:
+      axis, groups = spec.split
+      spanned.append(_checks.check_size(shape, axis, 'channels') // groups)
+    known = [n for n in spanned if n is not None]
+    return math.prod(known) if len(known) == len(spanned) else None
 
 
 def group_layout(

@@ -83,6 +83,9 @@ class GroupNorm(_layer.Norm):
     # Of `groups` and `group_size` only the one that was given.
     return where if self.group_size else {**where, 'groups': int(self.groups)}
 
+  def _sized_axes(self):
+    return (self.axis,)
+
 
 class InstanceNorm(GroupNorm):
   """Instance normalization layer: `GroupNorm` with one channel a group.
@@ -183,7 +186,8 @@ class LayerNorm(_layer.Norm):
     beta: Offset per sample, (batch, features), if `center=False`.
 
   Input shape:
-    (batch, ..., features); rank 2 or more, sizes on `axis` known.
+    (batch, ..., features); rank 2 or more, sizes on `axis` known. One feature
+      by itself gives `beta`, unless `rms`: a warning says so when built.
 
   {{output}}
 
@@ -224,6 +228,8 @@ class LayerNorm(_layer.Norm):
     jit_compile='auto',
     **kwargs,
   ):
+    # An argument of Keras 3's, in each of its configurations.
+    _checks.check_no_rms_scaling(kwargs.pop('rms_scaling', False))
     super().__init__(**_layer.common(locals()))
     self.axis = _checks.check_axis(axis)
     self.rms = _checks.check_bool('rms', rms)
@@ -232,6 +238,20 @@ class LayerNorm(_layer.Norm):
   def _where(self):
     axis = self.axis
     return {'axis': axis if isinstance(axis, int) else list(axis)}
+
+  def _sized_axes(self):
+    axis = self.axis
+    return (axis,) if isinstance(axis, int) else tuple(axis)
+
+  def _axes_of_groups(self, rank):
+    return tuple(axis % rank for axis in self._sized_axes())
+
+  @classmethod
+  def from_config(cls, config):
+    # Keras' RMSNormalization has no other options, and ours are never left out.
+    if set(config) == {'name', 'trainable', 'dtype', 'axis', 'epsilon'}:
+      config = {**config, 'rms': True}
+    return super().from_config(config)
 
 
 class HeadNorm(_layer.Norm):
@@ -271,7 +291,8 @@ class HeadNorm(_layer.Norm):
     beta: Offset per sample, with a batch axis in front, if `center=False`.
 
   Input shape:
-    (batch, ..., heads * features); or heads on `head_axis`, features last.
+    (batch, ..., heads * features); or heads on `head_axis`, features last. A
+      head of one feature gives `beta`, unless `rms`: a warning says so.
 
   {{output}}
 
@@ -326,6 +347,14 @@ class HeadNorm(_layer.Norm):
   def _where(self):
     names = ('num_heads', 'head_axis', 'per_head')
     return {name: getattr(self, name) for name in names}
+
+  def _sized_axes(self):
+    own_heads = self.head_axis is not None and self.per_head
+    return (self.head_axis, -1) if own_heads else (-1,)
+
+  def _axes_of_groups(self, rank):
+    axes = (-1,) if self.head_axis is None else (self.head_axis, -1)
+    return tuple(axis % rank for axis in axes)
 
   def call(self, inputs, mask=None, gate=None, gamma=None, beta=None):
     return self._normalized(inputs, mask, gamma, beta, gate=gate)

@@ -21,15 +21,27 @@ _FUSED = {
   tf.nn.gelu: 'gelu',
 }
 
+_NOT_DENSE = {
+  tf.RaggedTensor: (
+    'Convert it with `to_tensor()`, and pass `mask=tf.sequence_mask('
+    'x.row_lengths())` to leave the padding out; or normalize its rows with '
+    '`tf.ragged.map_flat_values`, as the layers LayerNorm and HeadNorm do.'
+  ),
+  tf.SparseTensor: (
+    'Convert it with `tf.sparse.to_dense`: the zeros count too, and are none '
+    'any more once a mean is subtracted.'
+  ),
+  tf.IndexedSlices: 'Convert it with `tf.convert_to_tensor`.',
+}
+
 
 def as_tensor(x: Any, name: str) -> tf.Tensor:
   """`x` as a dense tensor with values, now or when a function runs."""
-  if isinstance(x, (tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices)):
-    raise TypeError(
-      f'`{name}` must be a dense tensor. Received: {type(x).__name__}. '
-      'Convert it with `to_tensor()` or `tf.sparse.to_dense`, and pass '
-      '`mask` to leave the padding out.'
-    )
+  for kind, remedy in _NOT_DENSE.items():
+    if isinstance(x, kind):
+      raise TypeError(
+        f'`{name}` must be a dense tensor. Received: {kind.__name__}. {remedy}'
+      )
   if type(x).__name__ == 'KerasTensor':
     raise TypeError(
       f'`{name}` must hold values, or be symbolic in a tf.function. '
@@ -50,7 +62,16 @@ def as_input(x: Any) -> tuple[tf.Tensor, tuple[int | None, ...]]:
 
 def as_mask(mask: Any) -> tf.Tensor:
   """`mask` as a tensor of bools."""
-  return tf.cast(as_tensor(mask, 'mask'), tf.bool)
+  mask = as_tensor(mask, 'mask')
+  _checks.check_mask_dtype(mask)
+  return tf.cast(mask, tf.bool)
+
+
+def from_the_end(axis: Any, rank: int) -> Any:
+  """An axis or axes, or `None`, counted from the end."""
+  if isinstance(axis, (list, tuple)):
+    return [from_the_end(each, rank) for each in axis]
+  return axis if axis is None or axis < 0 else axis - rank
 
 
 def shape_of(x: tf.Tensor) -> tuple[int | None, ...] | None:
@@ -71,6 +92,11 @@ def as_shape(shape: Any) -> tuple[int | None, ...]:
 
 def cast(x: tf.Tensor, dtype: Any) -> tf.Tensor:
   return tf.cast(x, dtype)
+
+
+def without_gradient(x: tf.Tensor) -> tf.Tensor:
+  """`x` whose gradient is 0, and not `None` as of `tf.stop_gradient`."""
+  return tf.where(False, x, tf.stop_gradient(x))
 
 
 def widened(x: tf.Tensor, compute_dtype: tf.DType) -> tf.Tensor:

@@ -289,13 +289,28 @@ def _parameter(
   return value, (0, *axes) if per_sample else axes
 
 
+def mask_of_positions(
+  mask: Any, layout: _layouts.Layout, shape: _checks.Shape
+) -> tf.Tensor:
+  """`mask` as bools, without axes of size 1 where there are no positions."""
+  mask = _tensors.as_mask(mask)
+  received = _tensors.shape_of(mask)
+  if received is None or len(received) != len(shape):
+    return mask
+  last = len(shape) - 1
+  others = set(range(last + 1)).difference(layout.position_axes) or {last}
+  if all(received[i] == 1 for i in others):
+    return tf.squeeze(mask, sorted(others))
+  return mask
+
+
 def _mask(
   mask: Any, layout: _layouts.Layout, shape: _checks.Shape
 ) -> tuple[tf.Tensor | None, tuple[int, ...]]:
   """`mask` as a bool tensor, and the axes of `x` on which it lies."""
   if mask is None:
     return None, ()
-  mask = _tensors.as_mask(mask)
+  mask = mask_of_positions(mask, layout, shape)
   positions = layout.position_axes
   spanned = _checks.check_mask_shape(
     _tensors.shape_of(mask), tuple(shape[i] for i in positions), shape
@@ -335,6 +350,10 @@ def _normalize(
   fused_gate, before = _tensors.split_activation(gate_activation)
   x, shape = _tensors.as_input(x)
   layout = layout_of(shape)
+  if not rms and layout.group_size(shape) == 1:
+    # Its gradient is 0, exactly. XLA's fused multiplications and additions
+    # would leave a millionth of dy.
+    x = _tensors.without_gradient(x)
   _checks.check_no_offset(rms, beta)
   gamma, gamma_axes = _parameter('gamma', gamma, layout, shape)
   beta, beta_axes = _parameter('beta', beta, layout, shape)

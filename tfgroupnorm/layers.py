@@ -13,6 +13,14 @@ if keras.backend.backend() != 'tensorflow':
     'the environment before keras is imported, or "backend" in keras.json.'
   )
 
+__all__ = [
+  'GroupNorm',
+  'HeadNorm',
+  'InstanceNorm',
+  'LayerNorm',
+  'custom_objects',
+]
+
 
 @_layer.registered('GroupNormalization')
 class GroupNorm(_norms.GroupNorm, keras.layers.Layer):

@@ -12,6 +12,14 @@ except ImportError as error:
 
 from tfgroupnorm import _layer, _norms
 
+__all__ = [
+  'GroupNorm',
+  'HeadNorm',
+  'InstanceNorm',
+  'LayerNorm',
+  'custom_objects',
+]
+
 
 @_layer.registered('GroupNormalization')
 class GroupNorm(_norms.GroupNorm, tf_keras.layers.Layer):
