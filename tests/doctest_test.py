@@ -10,6 +10,7 @@ MODULES = [
   'tfgroupnorm.callbacks',
   'tfgroupnorm.convert',
   'tfgroupnorm.functional',
+  'tfgroupnorm.kernel.tensorflow.dispatch',
   'tfgroupnorm.layers',
   'tfgroupnorm.models',
   'tfgroupnorm.saving',

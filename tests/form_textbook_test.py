@@ -1,7 +1,8 @@
 """The textbook's order of computation, `formula.Order`, which others override.
 
-It keeps fewer digits at large means and serves no platform: it is here to show
-that the formula is right as it stands, and what a new platform has to bring.
+It keeps fewer digits at large means, and serves only programs that quantize:
+it is here to show that the formula is right as it stands, and what a new
+platform has to bring.
 """
 
 import pytest

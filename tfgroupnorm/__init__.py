@@ -28,6 +28,7 @@ if TYPE_CHECKING:
   from tfgroupnorm import layers as layers
   from tfgroupnorm import saving as saving
   from tfgroupnorm.convert import replace_batch_norm
+  from tfgroupnorm.kernel import op_by_op
   from tfgroupnorm.layers import (
     GroupNorm,
     HeadNorm,
@@ -47,6 +48,7 @@ _HOMES = {
   'LayerNorm': 'layers',
   'custom_objects': 'layers',
   'export_saved_model': 'saving',
+  'op_by_op': 'kernel',
   'replace_batch_norm': 'convert',
 }
 _MODULES = ('callbacks', 'convert', 'functional', 'layers', 'saving')
@@ -59,6 +61,7 @@ __all__ = [
   'LayerNorm',
   'custom_objects',
   'export_saved_model',
+  'op_by_op',
   'replace_batch_norm',
 ]
 

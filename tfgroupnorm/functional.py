@@ -410,9 +410,9 @@ def _normalize(
   jit_compile = _checks.check_jit_compile(jit_compile)
   epsilon = _checks.check_epsilon(epsilon)
   rms = _checks.check_bool('rms', rms)
-  _checks.check_gate_given(gate, gate_activation)
   fused, after = _tensors.split_activation(activation)
   fused_gate, before = _tensors.split_activation(gate_activation)
+  _checks.check_gate_given(gate, gate_activation)
   x, shape = _tensors.as_input(x)
   layout = layout_of(shape)
   if not rms and layout.group_size(shape) == 1:

@@ -30,7 +30,16 @@ from tfgroupnorm.kernel.passes import moments
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.tensorflow import dispatch
 
-__all__ = ['Spec', 'compute_dtype', 'moments', 'normalize']
+__all__ = [
+  'Spec',
+  'compute_dtype',
+  'moments',
+  'normalize',
+  'op_by_op',
+  'quantizable',
+]
+
+op_by_op, quantizable = dispatch.op_by_op, dispatch.quantizable
 
 
 def normalize(

@@ -205,9 +205,8 @@ class AboutZero(Order):
 
   def dx(self, back: Cotangents, means):
     if means is None:
-      mean_xhat = back.xhat.sum_of_products(
-        None, back.o.mean(back.dxhat * back.xhat.d)
-      )
+      mean_with_x = back.o.spread(back.o.mean(back.dxhat * back.xhat.d))
+      mean_xhat = back.xhat.sum_of_products(None, mean_with_x)
     else:
       _, mean_xhat = means
     return multiplied_out(self.remake(back), None, mean_xhat)

@@ -146,6 +146,10 @@ class Alone:
     """Channels -> groups, by their mean; all have the same size."""
     return t
 
+  def first(self, t: xp.Array) -> xp.Array:
+    """Channels -> groups, by the first of each."""
+    return t
+
   def spread(self, s: xp.Array) -> xp.Array:
     """Groups -> channels: the result broadcasts with x."""
     return s

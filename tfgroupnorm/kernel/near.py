@@ -44,11 +44,11 @@ def element_and_mean(o: Operands, some: xp.Array) -> xp.Array:
 
   These are exact zeros if the channel is constant.
   """
-  first, wide = (xp.astype(t, o.dtype) for t in (_first(o, some), some))
-  return first + o.add_up(wide - first)[0] / o.size(wide)
+  one, wide = (xp.astype(t, o.dtype) for t in (first(o, some), some))
+  return one + o.add_up(wide - one)[0] / o.size(wide)
 
 
-def _first(o: Operands, t: xp.Array) -> xp.Array:
+def first(o: Operands, t: xp.Array) -> xp.Array:
   """The first element of each channel; 0 where there is none."""
   rank = len(t.shape)
   one = t[tuple(slice(0, 1 if i in o.axes else None) for i in range(rank))]

@@ -8,6 +8,7 @@ groups, and `spread` brings them to the channels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,6 @@ class Operands:
     gamma, beta, gate, mask: Laid out too, or `None`.
     counted: The mask where it leaves out some elements of a group; else `None`,
       as such a mask does not touch the group's statistics.
-    channel_size: How many elements count in each channel.
   """
 
   def __init__(self, form, x, gamma, beta, gate, mask):
@@ -59,7 +59,14 @@ class Operands:
       # gradients.
       self.x = self.valid(self.x)
     self.gate = None if gate is None else self.valid(self.enter(gate))
-    self.channel_size = self.size(self.x, self.counted)
+    if self.counted is not None:
+      # Here: XLA orders operations by when they were made.
+      _ = self.channel_size
+
+  @functools.cached_property
+  def channel_size(self) -> xp.Array:
+    """How many elements count in each channel; a scalar but for a mask."""
+    return self.size(self.x, self.counted)
 
   def _reshaped(self, t: xp.Array) -> xp.Array:
     return xp.reshape(t, self.layout.dims) if self.layout.reshaped else t
@@ -78,6 +85,9 @@ class Operands:
     if p is None:
       return None
     dims = self.layout.dims
+    last = tuple(range(len(dims) - len(axes), len(dims)))
+    if self._sums.broadcasts and axes == last and xp.rank(p) == len(axes):
+      return xp.astype(p, dtype)
     shape = [n if i in axes else 1 for i, n in enumerate(dims)]
     return xp.astype(xp.reshape(p, shape), dtype)
 
@@ -120,7 +130,11 @@ class Operands:
 
   def mean(self, t: xp.Array) -> xp.Array:
     """E[t]: elements -> groups."""
-    return self.groups.mean_of_channels(self.add_up(t)[0] / self.channel_size)
+    if self.counted is None:
+      t = self._sums.mean(t, self.axes, lambda: self.channel_size)
+    else:
+      t = self.add_up(t)[0] / self.channel_size
+    return self.groups.mean_of_channels(t)
 
   def spread(self, s: xp.Array) -> xp.Array:
     """Groups -> channels: the result broadcasts with `x`."""

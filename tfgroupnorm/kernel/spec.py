@@ -30,6 +30,8 @@ class Spec:
     wide: Leave the result in the dtype of the computation.
     platform: Whose XLA compiles this, a name in `forms.PLATFORMS`. `None`: it
       runs op by op, or for a device that has no form.
+      `'quantizable'`: op by op, in programs that round each tensor to 8 or 16
+      bits.
   """
 
   axes: tuple[int, ...]

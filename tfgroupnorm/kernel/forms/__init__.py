@@ -19,7 +19,7 @@ from typing import Any
 
 from tfgroupnorm.kernel import formula, orders
 from tfgroupnorm.kernel import layout as layouts
-from tfgroupnorm.kernel.forms import cpu, gpu, lanes, plain, tpu
+from tfgroupnorm.kernel.forms import cpu, gpu, lanes, plain, quantizable, tpu
 from tfgroupnorm.kernel.formula import Order
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.layout import Layout
@@ -59,7 +59,7 @@ def _in_lanes(one_pass: Order) -> Platform:
 
 
 # By platform, in the order in which a framework that has several takes them.
-_FORMS = {
+_FORMS: dict[str | None, Platform] = {
   'TPU': Platform(
     about_zero=formula.AboutZero(tpu.SUMS),
     rows=tpu.OnePass(tpu.SUMS),
@@ -76,13 +76,24 @@ _FORMS = {
     rows=cpu.TwoPass(cpu.SUMS),
     others=orders.OnePass(cpu.SUMS),
   ),
+}
+PLATFORMS = tuple(_FORMS)
+
+# Where nothing is compiled.
+_FORMS |= {
   None: Platform(
     about_zero=formula.AboutZero(plain.SUMS),
     rows=orders.TwoPass(plain.ROWS),
-    others=orders.OnePass(plain.SUMS),
+    others=plain.OnePass(plain.SUMS),
+    groups=plain.groups,
+  ),
+  'quantizable': Platform(
+    about_zero=quantizable.ABOUT_ZERO,
+    rows=quantizable.OTHERS,
+    others=quantizable.OTHERS,
+    groups=plain.groups,
   ),
 }
-PLATFORMS = tuple(name for name in _FORMS if name)
 
 _LANES = _in_lanes(lanes.OnePass())
 _LANES_OF_BFLOAT16 = _in_lanes(lanes.OfBfloat16())

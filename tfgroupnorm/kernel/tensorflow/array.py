@@ -2,11 +2,13 @@
 
 What NumPy has no name for is called as in JAX, or by what it does. Axes, sizes
 and multiples are lists. `t.shape` has an int for each size, or `None` where a
-graph does not know it; `shape` has a tensor there.
+graph does not know it; `shape` has a `Size` there.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -34,7 +36,8 @@ bitwise_and, join_complex = tf.bitwise.bitwise_and, tf.complex
 where, clip = tf.where, tf.clip_by_value
 
 # (t, axes, keepdims=False)
-sum, min, max = tf.reduce_sum, tf.reduce_min, tf.reduce_max
+sum, mean = tf.reduce_sum, tf.reduce_mean
+min, max = tf.reduce_min, tf.reduce_max
 
 # (t, dtype), where asarray takes a number
 astype, bitcast, asarray = tf.cast, tf.bitcast, tf.constant
@@ -42,8 +45,7 @@ astype, bitcast, asarray = tf.cast, tf.bitcast, tf.constant
 # (sizes, dtype); (stop)
 zeros, ones, arange = tf.zeros, tf.ones, tf.range
 
-# (t, sizes); (t, multiples); (t, axis)
-reshape, broadcast_to = tf.reshape, tf.broadcast_to
+# (t, multiples); (t, axis)
 tile, expand_dims = tf.tile, tf.expand_dims
 
 # (tensors, axis); (tensors): their sum
@@ -56,13 +58,70 @@ split = tf.split
 tensordot, matvec = tf.tensordot, tf.linalg.matvec
 
 
+class Size:
+  """A size that a graph does not know, and finds out if it is wanted.
+
+  That takes 5 nodes, and mostly it is only handed on to `reshape`. In what is
+  computed with it, and as an argument, it is a scalar tensor.
+  """
+
+  def __init__(self, sizes: Callable[[], Array], axis: int):
+    self._sizes, self._axis = sizes, axis
+
+  @functools.cached_property
+  def tensor(self) -> Array:
+    return self._sizes()[self._axis]
+
+  def __mul__(self, other: Any) -> Array:
+    return self.tensor * _known(other)
+
+  __rmul__ = __mul__
+
+  def __add__(self, other: Any) -> Array:
+    return self.tensor + _known(other)
+
+  __radd__ = __add__
+
+  def __sub__(self, other: Any) -> Array:
+    return self.tensor - _known(other)
+
+  def __floordiv__(self, other: Any) -> Array:
+    return self.tensor // _known(other)
+
+
+def _known(n: Any) -> Any:
+  return n.tensor if isinstance(n, Size) else n
+
+
+tf.register_tensor_conversion_function(
+  Size, lambda size, dtype=None, name=None, as_ref=False: size.tensor
+)
+
+
 def shape(t: Array) -> list[Any]:
-  """The sizes of `t`: an int where it is known, a scalar tensor where not."""
+  """The sizes of `t`: an int where it is known, a `Size` where not."""
   static = t.shape.as_list()
-  if None not in static:
-    return static
-  dynamic = tf.shape(t)
-  return [dynamic[i] if n is None else n for i, n in enumerate(static)]
+  sizes = functools.cache(lambda: tf.shape(t))
+  return [Size(sizes, i) if n is None else n for i, n in enumerate(static)]
+
+
+def rank(t: Array) -> int | None:
+  """`None` if the graph does not know it."""
+  return t.shape.rank
+
+
+def reshape(t: Array, sizes: list[Any]) -> Array:
+  known = [n for n in sizes if isinstance(n, int)]
+  if len(known) == len(sizes):
+    return tf.reshape(t, sizes)
+  if len(known) == len(sizes) - 1 and all(n > 0 for n in known):
+    # The one that is not is what is left: nothing need find it out.
+    return tf.reshape(t, [n if isinstance(n, int) else -1 for n in sizes])
+  return tf.reshape(t, [_known(n) for n in sizes])
+
+
+def broadcast_to(t: Array, sizes: list[Any]) -> Array:
+  return tf.broadcast_to(t, [_known(n) for n in sizes])
 
 
 def with_shape_of(t: Array, other: Array) -> Array:
