@@ -55,8 +55,9 @@ def normalize(
       not in the statistics, the result is 0 and so is the gradient.
     jit_compile: `True`: compiled by XLA; `False`: plain; `'auto'`: compiled
       where that works, no size but the batch's is unknown, and, in a graph for
-      a CPU, `x` has not one of the few sizes that gain nothing; eagerly when a
-      shape has come often enough. A function that is being saved stays plain,
+      a CPU, `x` has not one of the few sizes that gain nothing; eagerly, and
+      in a graph that does not know the batch, when a shape has come often
+      enough. A function that is being saved stays plain,
       and so does one that is compiled as a whole.
 
   Returns:

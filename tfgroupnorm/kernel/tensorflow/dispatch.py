@@ -16,7 +16,9 @@ from absl import logging
 from tfgroupnorm.kernel import forms
 from tfgroupnorm.kernel.passes import forward
 from tfgroupnorm.kernel.spec import Spec
+from tfgroupnorm.kernel.tensorflow.functions import compiled, plain
 from tfgroupnorm.kernel.tensorflow.gradient import differentiable
+from tfgroupnorm.kernel.tensorflow.sizes import came_often, either
 
 # What a compilation costs under "auto", in elements that eager calls normalize
 # op by op, and what such a call costs whatever its size. Where a shape comes
@@ -34,22 +36,6 @@ _NO_GAIN = {2: range(2**13, 2**16 + 1), 4: range(2**15, 2**16 + 1)}
 _MOST_SHAPES, _MOST_COUNTED = 8, 1000
 
 
-@functools.partial(tf.function, jit_compile=True, autograph=False)
-def compiled(body, *args):
-  """`body(*args)`, compiled by XLA: the only compilation in this package."""
-  return body(*args)
-
-
-# TensorFlow warns of a function that is traced again and again. This one serves
-# every layer of a model, each of which is traced once.
-compiled._omit_frequent_tracing_warning = True
-
-
-def plain(body, *args):
-  """`body(*args)`, op by op."""
-  return body(*args)
-
-
 def _in_save_context() -> bool:
   """Whether a SavedModel is being traced in this thread.
 
@@ -60,6 +46,18 @@ def _in_save_context() -> bool:
   except ImportError:
     return False
   return save_context.in_save_context()
+
+
+def _deterministic() -> bool:
+  """Whether `tf.config.experimental.enable_op_determinism` was called.
+
+  TensorFlow tells this to its own private module only.
+  """
+  try:
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+  except ImportError:
+    return False
+  return is_op_determinism_enabled()
 
 
 def _in_xla_trace() -> bool:
@@ -141,34 +139,41 @@ def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
   return True
 
 
+def _no_gain(x: tf.Tensor, types: set[str]) -> range:
+  """How many elements are not worth compiling, however often they come."""
+  known = _NO_GAIN if types == {'CPU'} else {}
+  return known.get(x.dtype.size, range(0))
+
+
 def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
-  """`compiled` or `plain`, by the rules of `jit_compile`."""
+  """`compiled`, `plain` or `either`, by the rules of `jit_compile`."""
   if jit_compile is False or _in_xla_trace() or _in_tpu_replica():
     return plain
   if jit_compile is True:
     return compiled
   # Each new shape costs a compilation, some 0.1 s for forward and backward; a
-  # size unknown to the graph is one that changes. A new batch size is rare.
+  # size unknown to the graph is one that changes. Of batches a few come often.
   if None in x.shape[1:]:
     return plain
   types = _device_types(x)
+  # What is compiled once it has come often changes in the last place then.
+  same = _deterministic()
   if tf.executing_eagerly():
-    worth = _worth_compiling(spec, x)
+    worth = not same and _worth_compiling(spec, x)
   else:
-    size = x.shape.num_elements()
-    worth = (
-      types != {'CPU'}
-      or size is None
-      or (size not in _NO_GAIN.get(x.dtype.size, ()))
-    )
-  return compiled if worth and all(map(_device_compiles, types)) else plain
+    worth = x.shape.num_elements() not in _no_gain(x, types)
+  if not worth or not all(map(_device_compiles, types)):
+    return plain
+  if x.shape[0] is not None or 'TPU' in types or same:
+    return compiled
+  return either
 
 
 def _platform(run: Callable, x: tf.Tensor) -> str | None:
   """Whose XLA compiles what `run` runs on `x`; `None`: it runs op by op."""
   if _in_tpu_replica():
     return 'TPU'
-  if run is compiled or _in_xla_trace():
+  if run is not plain or _in_xla_trace():
     # Where there is a choice, TensorFlow takes the accelerator.
     types = _device_types(x)
     return next((t for t in ('TPU', 'GPU', 'CPU') if t in types), None)
@@ -186,4 +191,9 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
   runner = _runner(jit_compile, spec, x)
   spec = dataclasses.replace(spec, platform=_platform(runner, x))
   spec, gamma, beta = forms.parameters(spec, x, gamma, beta)
-  return differentiable(runner, spec, x, gamma, beta, gate, mask)
+  often = None
+  if runner is either:
+    no_gain = _no_gain(x, _device_types(x))
+    rule = _COMPILATION, _CALL, no_gain.start, no_gain.stop - 1
+    often = came_often(spec, x, rule)
+  return differentiable(runner, spec, x, gamma, beta, gate, mask, often)
