@@ -161,7 +161,7 @@ def _classes(keras, norm):
 
     def call(self, x):
       y = self.lazy(self.block(self.stem(x)))
-      return self.graph(x), self.again(y)
+      return self.graph(x), self.remake(y)
 
     def get_config(self):
       return {}

@@ -75,10 +75,10 @@ def backward(
   upstream = o.valid(o.enter(dy))
   statistics = order.wait(statistics, dy)
   xhat = order.xhat(o, o.x, statistics, d)
-  at = Cotangents(o, statistics, dy, upstream, xhat)
-  dgate = at.dgate
-  dgamma, dbeta, means = order.sums_of_gradients(at)
-  return order.dx(at, means), dgamma, dbeta, dgate
+  back = Cotangents(o, statistics, dy, upstream, xhat)
+  dgate = back.dgate
+  dgamma, dbeta, means = order.sums_of_gradients(back)
+  return order.dx(back, means), dgamma, dbeta, dgate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +142,8 @@ class Order:
 
   def statistics(self, o: Operands) -> tuple[tuple, xp.Array | None]:
     """(mean, rstd), what `xhat` and `dx` need of x; and x - mean."""
-    mean = o.mean(o.part_of_group(o.x))
-    d = o.part_of_group(o.x - o.spread(mean))
+    mean = o.mean(o.counted_only(o.x))
+    d = o.counted_only(o.x - o.spread(mean))
     var = o.mean(d * d)
     return (mean, xp.rsqrt(var + o.epsilon)), d
 
@@ -163,50 +163,50 @@ class Order:
     """The statistics, where need be not before dy is there."""
     return statistics
 
-  def sums_of_gradients(self, at: Cotangents) -> tuple:
+  def sums_of_gradients(self, back: Cotangents) -> tuple:
     """dgamma, dbeta and, where they cost nothing more, the means for dx."""
-    if at.o.layout.per_channel:
-      return sums_per_channel(at)
-    return *at.o.sums_for_parameters(at.dz * at.xhat.value, at.dz), None
+    if back.o.layout.per_channel:
+      return sums_per_channel(back)
+    return *back.o.sums_for_parameters(back.dz * back.xhat.value, back.dz), None
 
-  def dx(self, at: Cotangents, means: tuple | None) -> xp.Array:
+  def dx(self, back: Cotangents, means: tuple | None) -> xp.Array:
     """(dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd."""
     if means is None:
-      mean = at.o.mean(at.dxhat)
-      mean_with_d = at.o.mean(at.dxhat * at.xhat.d)
-      means = mean, at.xhat.sum_with(mean, mean_with_d)
-    return multiplied_out(self.again(at), *means)
+      mean = back.o.mean(back.dxhat)
+      mean_with_d = back.o.mean(back.dxhat * back.xhat.d)
+      means = mean, back.xhat.sum_of_products(mean, mean_with_d)
+    return multiplied_out(self.remake(back), *means)
 
-  def again(self, at: Cotangents) -> Cotangents:
+  def remake(self, back: Cotangents) -> Cotangents:
     """`at`, or the same from x read again where that is cheaper."""
-    return at
+    return back
 
 
-def sums_per_channel(at: Cotangents) -> tuple:
+def sums_per_channel(back: Cotangents) -> tuple:
   """dgamma, dbeta, (E[dxhat], E[dxhat * xhat]) of one pass over x and dy.
 
   Where gamma and beta are constant along the reduced axes, the same two sums
   for each channel give all of them.
   """
-  o, xhat = at.o, at.xhat
-  sum_, sum_with_d = o.add_up(at.dz, at.dz * xhat.d)
-  sums = sum_, xhat.sum_with(sum_, sum_with_d)
+  o, xhat = back.o, back.xhat
+  sum_, sum_with_d = o.add_up(back.dz, back.dz * xhat.d)
+  sums = sum_, xhat.sum_of_products(sum_, sum_with_d)
   means = [
-    o.spread(o.groups.combine(o.times_gamma(t) / o.channel_size)) for t in sums
+    o.spread(o.groups.mean_of_channels(o.times_gamma(t) / o.channel_size)) for t in sums
   ]
   return *o.channels_to_parameters(*reversed(sums)), means
 
 
-def multiplied_out(at: Cotangents, mean, mean_xhat) -> xp.Array:
+def multiplied_out(back: Cotangents, mean, mean_xhat) -> xp.Array:
   """dx with xhat = d * scale + offset multiplied out: one pass, over d and dz.
 
   `mean` is `None` where no mean was subtracted from x.
   """
-  o, xhat, rstd = at.o, at.xhat, at.xhat.rstd
+  o, xhat, rstd = back.o, back.xhat, back.xhat.rstd
   if o.layout.per_channel:  # gamma on the small side.
-    dx = at.dz * o.times_gamma(rstd)
+    dx = back.dz * o.times_gamma(rstd)
   else:
-    dx = at.dxhat * rstd
+    dx = back.dxhat * rstd
   dx -= xhat.d * (xhat.scale * rstd * mean_xhat)
   if mean is None:
     return dx

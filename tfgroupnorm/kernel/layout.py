@@ -49,7 +49,7 @@ class Layout:
     return set(spans).isdisjoint(self.spec.axes)
 
   @property
-  def rows(self) -> bool:
+  def groups_are_rows(self) -> bool:
     """Whether each group is a row of memory, and not too long a one."""
     size = self.dims[-1]
     return (
@@ -126,7 +126,7 @@ def cut(dims: list[Any], axis: int, groups: int) -> list[Any]:
   return [*dims[:axis], groups, dims[axis] // groups, *dims[axis + 1 :]]
 
 
-def count(dims: list[Any], dtype: xp.DType) -> xp.Array:
+def divisor(dims: list[Any], dtype: xp.DType) -> xp.Array:
   """How many elements `dims` hold, at least 1, so that it can be divided by.
 
   As a float: it does not overflow where an int32 would.
@@ -143,7 +143,7 @@ def count(dims: list[Any], dtype: xp.DType) -> xp.Array:
 class Alone:
   """Each channel is a group by itself."""
 
-  def combine(self, t: xp.Array) -> xp.Array:
+  def mean_of_channels(self, t: xp.Array) -> xp.Array:
     """Channels -> groups, by their mean; all have the same size."""
     return t
 
@@ -165,10 +165,10 @@ class SideBySide:
   def _apart(self, t: xp.Array) -> xp.Array:
     return xp.reshape(t, cut(xp.shape(t), self.axis, self.groups))
 
-  def combine(self, t: xp.Array) -> xp.Array:
+  def mean_of_channels(self, t: xp.Array) -> xp.Array:
     """Channels -> groups, by their mean; all have the same size."""
     # Divided first: a TPU would do it in a kernel of its own.
-    quotients = self._apart(t) / count([self.size], t.dtype)
+    quotients = self._apart(t) / divisor([self.size], t.dtype)
     return xp.sum(quotients, self.axis + 1)
 
   def first(self, t: xp.Array) -> xp.Array:

@@ -48,7 +48,7 @@ class Line:
       offset = beta if offset is None else offset + beta
     return dataclasses.replace(self, scale=scale, offset=offset)
 
-  def sum_with(self, sum_, sum_with_d) -> xp.Array:
+  def sum_of_products(self, sum_, sum_with_d) -> xp.Array:
     """sum(t * line) for any t, from sum(t) and sum(t * d)."""
     product = _times(sum_with_d, self.scale)
     return product if self.offset is None else product + sum_ * self.offset

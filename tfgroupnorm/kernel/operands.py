@@ -12,7 +12,7 @@ from typing import Any
 
 from tfgroupnorm.kernel.activations import ACTIVATIONS
 from tfgroupnorm.kernel.framework import xp
-from tfgroupnorm.kernel.layout import Layout, count
+from tfgroupnorm.kernel.layout import Layout, divisor
 
 
 def compute_dtype(dtype: xp.DType) -> xp.DType:
@@ -87,7 +87,7 @@ class Operands:
       return t
     return xp.where(self.mask, t, xp.zeros([], t.dtype))
 
-  def part_of_group(self, t: xp.Array) -> xp.Array:
+  def counted_only(self, t: xp.Array) -> xp.Array:
     """`valid`, where the mask leaves out some elements of a group."""
     return t if self.counted is None else self.valid(t)
 
@@ -98,13 +98,13 @@ class Operands:
     """
     dims = xp.shape(t)
     if counted is None:
-      return count([dims[i] for i in self.axes], self.dtype)
+      return divisor([dims[i] for i in self.axes], self.dtype)
     masked = [i for i in self.axes if i in self.layout.spec.mask_axes]
     free = [dims[i] for i in self.axes if i not in masked]
     counted = xp.sum(xp.astype(counted, self.dtype), masked, keepdims=True)
     # Where there is no valid position there are no statistics; 1 keeps them
     # finite.
-    return xp.maximum(counted * count(free, self.dtype), 1)
+    return xp.maximum(counted * divisor(free, self.dtype), 1)
 
   # --- Elements -> channels -> groups -> channels -----------------------------
 
@@ -118,7 +118,7 @@ class Operands:
 
   def mean(self, t: xp.Array) -> xp.Array:
     """E[t]: elements -> groups."""
-    return self.groups.combine(self.add_up(t)[0] / self.channel_size)
+    return self.groups.mean_of_channels(self.add_up(t)[0] / self.channel_size)
 
   def spread(self, s: xp.Array) -> xp.Array:
     """Groups -> channels: the result broadcasts with `x`."""

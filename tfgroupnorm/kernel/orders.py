@@ -25,19 +25,19 @@ class AboutZero(Order):
   """RMS normalization: xhat = x / sqrt(E[x^2] + epsilon); no mean at all."""
 
   def statistics(self, o: Operands):
-    x = o.part_of_group(o.x)
+    x = o.counted_only(o.x)
     return (xp.rsqrt(o.mean(x * x) + o.epsilon),), None
 
   def xhat(self, o: Operands, x, statistics, d=None) -> Line:
     (rstd,) = statistics
     return Line(o.valid(x), o.spread(rstd))
 
-  def dx(self, at: Cotangents, means):
+  def dx(self, back: Cotangents, means):
     if means is None:
-      mean_xhat = at.xhat.sum_with(None, at.o.mean(at.dxhat * at.xhat.d))
+      mean_xhat = back.xhat.sum_of_products(None, back.o.mean(back.dxhat * back.xhat.d))
     else:
       _, mean_xhat = means
-    return multiplied_out(self.again(at), None, mean_xhat)
+    return multiplied_out(self.remake(back), None, mean_xhat)
 
 
 class TwoPass(Order):
@@ -75,7 +75,7 @@ class OnePass(Order):
     - Chan, Golub & LeVeque, 1983, Algorithms for computing the sample variance
   """
 
-  def near(self, o: Operands) -> xp.Array:
+  def value_near(self, o: Operands) -> xp.Array:
     """k: for each channel a value near its mean."""
     if o.counted is not None:
       return near.clamped_mean(o, *near.fullest_part(o))
@@ -86,16 +86,16 @@ class OnePass(Order):
     d = x - k
     return d, d
 
-  def means(self, o: Operands, d, e) -> list[xp.Array]:
+  def mean_and_square(self, o: Operands, d, e) -> list[xp.Array]:
     """Of `d` and of the squares of `e`: elements -> channels."""
     return [t / o.channel_size for t in o.add_up(d, e * e)]
 
   def statistics(self, o: Operands):
-    k = xp.stop_gradient(self.near(o))
+    k = xp.stop_gradient(self.value_near(o))
     if o.counted is None:
       k = o.valid(k)
     d, e = self.differences(o.x, k)
-    delta, square = self.means(o, o.part_of_group(d), o.part_of_group(e))
+    delta, square = self.mean_and_square(o, o.counted_only(d), o.counted_only(e))
     return self.combined(o, k, delta, variance(delta, square)), e
 
   def combined(self, o: Operands, k, delta, var) -> tuple:
@@ -104,8 +104,8 @@ class OnePass(Order):
       return k, delta, xp.rsqrt(var + o.epsilon)
     # Means as distances from one number of the group; the variance between.
     mean = delta + (k - o.spread(o.groups.first(k)))
-    away = mean - o.spread(o.groups.combine(mean))
-    rstd = xp.rsqrt(o.groups.combine(var + away * away) + o.epsilon)
+    away = mean - o.spread(o.groups.mean_of_channels(mean))
+    rstd = xp.rsqrt(o.groups.mean_of_channels(var + away * away) + o.epsilon)
     return k, delta - away, rstd
 
   def xhat(self, o: Operands, x, statistics, d=None) -> Line:
@@ -124,6 +124,6 @@ def variance(mean: xp.Array, square: xp.Array) -> xp.Array:
   return xp.where(xp.isinf(square), square, result)
 
 
-def means_of_quotients(o: Operands, d, e) -> list[xp.Array]:
-  """As `OnePass.means`, for compilers that would divide in another kernel."""
+def of_quotients(o: Operands, d, e) -> list[xp.Array]:
+  """As `OnePass.mean_and_square`, for compilers that would divide in another kernel."""
   return o.add_up(d / o.channel_size, e * (e / o.channel_size))

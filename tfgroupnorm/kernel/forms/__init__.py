@@ -107,7 +107,7 @@ def choose(spec: Spec, x: xp.Array) -> Form:
   if spec.rms:
     order = platform.about_zero
   else:
-    order = platform.rows if layout.rows else platform.others
+    order = platform.rows if layout.groups_are_rows else platform.others
   return Form(layout, order, platform.groups)
 
 

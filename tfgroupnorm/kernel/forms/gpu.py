@@ -7,7 +7,7 @@ sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
     all the rest. Here it is added up in two stages (`SUMS`).
   - An x - k that several kernels want it writes out for all of them: a step
     moves 10 to 12 T, not 8. So x - k is made twice, of either sign
-    (`TwoSigns`), and for the gradient once more from x (`_Again`).
+    (`TwoSigns`), and for the gradient once more from x (`_Remakes`).
   - Of reductions one after the other, each of what came before, it makes one
     kernel that holds a row in registers: 2 T forward, not 4 (`Chain`).
 """
@@ -63,16 +63,16 @@ SUMS = Sums(
 )
 
 
-class _Again(Order):
+class _Remakes(Order):
   """x behind dy: what the sums made of it is cheaper made again than read."""
 
-  def again(self, at: Cotangents) -> Cotangents:
-    x = xla.after(at.o.x, at.dy)
-    xhat = self.xhat(at.o, x, at.statistics)
-    return dataclasses.replace(at, xhat=xhat)
+  def remake(self, back: Cotangents) -> Cotangents:
+    x = xla.after(back.o.x, back.dy)
+    xhat = self.xhat(back.o, x, back.statistics)
+    return dataclasses.replace(back, xhat=xhat)
 
 
-class AboutZero(_Again, orders.AboutZero):
+class AboutZero(_Remakes, orders.AboutZero):
   """RMS normalization with x read again for its gradient."""
 
 
@@ -84,7 +84,7 @@ class _Reversed(Line):
     return -self.scale
 
 
-class TwoSigns(_Again, orders.OnePass):
+class TwoSigns(_Remakes, orders.OnePass):
   """Both sums at once, the mean's of x - k, that of squares of k - x."""
 
   def differences(self, x, k):
@@ -119,14 +119,14 @@ class Chain(orders.TwoPass):
 
   def statistics(self, o: Operands):
     k = o.valid(xp.stop_gradient(_near_mean(o)))
-    rest, square = orders.means_of_quotients(o, o.x - k, k - o.x)
+    rest, square = orders.of_quotients(o, o.x - k, k - o.x)
     var = orders.variance(rest, square)
     return (k, rest, xp.rsqrt(var + o.epsilon)), None
 
-  def dx(self, at: Cotangents, means):
-    o = at.o
-    xhat, rstd = self._chain(o, xla.after(o.x, at.dy))
-    dxhat = dataclasses.replace(at, xhat=Line(xhat)).dxhat
+  def dx(self, back: Cotangents, means):
+    o = back.o
+    xhat, rstd = self._chain(o, xla.after(o.x, back.dy))
+    dxhat = dataclasses.replace(back, xhat=Line(xhat)).dxhat
     return (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
 
 

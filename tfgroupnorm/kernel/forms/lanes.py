@@ -88,7 +88,7 @@ class Lanes:
       [xp.tensordot(piece, matrix, 1) for piece in pieces(t, count)]
     )
 
-  def combine(self, t: xp.Array, count: int = 2) -> xp.Array:
+  def mean_of_channels(self, t: xp.Array, count: int = 2) -> xp.Array:
     """Channels -> groups, by their mean, of `count` pieces.
 
     Two are enough for squares and gradients: what they leave out is random.
@@ -99,10 +99,10 @@ class Lanes:
 
   def mean_square(self, t: xp.Array) -> xp.Array:
     """Of the squares: infinite again where one of them was."""
-    mean = self.combine(t * t)
+    mean = self.mean_of_channels(t * t)
     return xp.where(mean > 2.9e38 / self.size, math.inf, mean)
 
-  def three(self, t: xp.Array) -> list[xp.Array]:
+  def three_of_each(self, t: xp.Array) -> list[xp.Array]:
     """(..., groups * size) -> 3 elements of each group, (..., groups) each."""
     begin = self.size * xp.arange(self.groups)
     places = [begin, begin + self.size // 2, begin + self.size - 1]
@@ -151,18 +151,18 @@ class _InLanes(Order):
     # XLA shares products: it would keep x - k from the forward pass.
     return tuple(xla.after(s, dy) for s in statistics)
 
-  def sums_of_gradients(self, at: Cotangents):
-    xhat = at.xhat.value
-    return *at.o.sums_for_parameters(at.dz * xhat, at.dz), None
+  def sums_of_gradients(self, back: Cotangents):
+    xhat = back.xhat.value
+    return *back.o.sums_for_parameters(back.dz * xhat, back.dz), None
 
-  def dx(self, at: Cotangents, means):
-    o, xhat, scale = at.o, at.xhat.value, at.xhat.scale
-    mean_xhat = o.mean(at.dxhat * xhat)
-    dx = at.dxhat - xhat * o.spread(mean_xhat) - o.spread(o.mean(at.dxhat))
+  def dx(self, back: Cotangents, means):
+    o, xhat, scale = back.o, back.xhat.value, back.xhat.scale
+    mean_xhat = o.mean(back.dxhat * xhat)
+    dx = back.dxhat - xhat * o.spread(mean_xhat) - o.spread(o.mean(back.dxhat))
     # Spread anew where there is an offset: a step of heads takes a v5e 1650
     # kilocycles, not 1730. Where there is none, in bfloat16, 1070, not 1190.
-    if at.xhat.offset is not None:
-      scale = o.spread(xla.after(at.statistics[-1], mean_xhat))
+    if back.xhat.offset is not None:
+      scale = o.spread(xla.after(back.statistics[-1], mean_xhat))
     return dx * scale
 
 
@@ -176,11 +176,11 @@ class AboutZero(_InLanes):
     (rstd,) = statistics
     return Line(o.valid(x), o.spread(rstd))
 
-  def dx(self, at: Cotangents, means):
+  def dx(self, back: Cotangents, means):
     # Of x, and not of xhat: 675 kilocycles for a step on a v5e, not 804.
-    o, (rstd,), scale = at.o, at.statistics, at.xhat.scale
-    mean_xhat = rstd * o.mean(at.dxhat * at.xhat.d)
-    return (at.dxhat - at.xhat.d * o.spread(rstd * mean_xhat)) * scale
+    o, (rstd,), scale = back.o, back.statistics, back.xhat.scale
+    mean_xhat = rstd * o.mean(back.dxhat * back.xhat.d)
+    return (back.dxhat - back.xhat.d * o.spread(rstd * mean_xhat)) * scale
 
 
 class OfBfloat16(_InLanes):
@@ -191,7 +191,7 @@ class OfBfloat16(_InLanes):
   """
 
   def statistics(self, o: Operands):
-    mean = o.groups.combine(o.x, 1)
+    mean = o.groups.mean_of_channels(o.x, 1)
     d = o.x - o.spread(mean)
     return (mean, xp.rsqrt(o.groups.mean_square(d) + o.epsilon)), d
 
@@ -200,9 +200,9 @@ class OnePass(_InLanes):
   """About one element of each head; k, rest and rstd belong to a head."""
 
   def statistics(self, o: Operands):
-    k = xp.stop_gradient(near.middle_one(*o.groups.three(o.x)))
+    k = xp.stop_gradient(near.middle_one(*o.groups.three_of_each(o.x)))
     d = o.x - o.spread(k)
-    rest, square = o.groups.combine(d, 3), o.groups.mean_square(d)
+    rest, square = o.groups.mean_of_channels(d, 3), o.groups.mean_square(d)
     var = orders.variance(rest, square)
     return (k, rest, xp.rsqrt(var + o.epsilon)), d
 

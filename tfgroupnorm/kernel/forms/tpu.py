@@ -23,9 +23,9 @@ SUMS = Sums(opaque=xla.opaque)
 class OnePass(orders.OnePass):
   """Both sums at once, with few small kernels."""
 
-  means = staticmethod(orders.means_of_quotients)
+  mean_and_square = staticmethod(orders.of_quotients)
 
-  def near(self, o: Operands) -> xp.Array:
+  def value_near(self, o: Operands) -> xp.Array:
     if o.counted is None:
       return near.clamped_mean(o, xp.astype(near.part(o), o.dtype))
     axis = near.masked_axis(o)
@@ -33,4 +33,4 @@ class OnePass(orders.OnePass):
       # It copies what it picks from, unless that lies together: channels first,
       # 1660 kilocycles for (16,256,56,56), and 770 with all of it.
       return near.clamped_mean(o, o.x, o.counted)
-    return super().near(o)
+    return super().value_near(o)
