@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import cases
 import tfgroupnorm
-from tfgroupnorm import functional as functional_api
+from tfgroupnorm import _checks
 
 GROUPS = 4
 IMAGE = (8, 8, 3)
@@ -608,7 +608,7 @@ def one_norm(keras, shape, **options):
 @cases.both_kerases
 def test_groups(generation, shape, options, groups):
   keras = importlib.import_module(generation)
-  options = {'groups': functional_api.DEFAULT_GROUPS, **options}
+  options = {'groups': _checks.DEFAULT_GROUPS, **options}
   if 'group_size' in options:
     del options['groups']
   with pytest.warns(UserWarning, match='fine-tune'):

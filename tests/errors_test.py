@@ -457,7 +457,7 @@ def test_rms_has_no_beta():
 
 
 @pytest.mark.parametrize(
-  'shape', [(3,), (2, 4), (2, 5, 12), (2, 5, 4, 1), (2, 5, 4, 12), ()]
+  'shape', [(3,), (2, 4), (2, 5, 12), (2, 1, 4, 1), (2, 5, 4, 12), ()]
 )
 def test_masks(shape):
   message = r'`mask` must have the shape of the leading axes.*\(2, 5, 4\).*Received: mask of shape'
@@ -468,6 +468,23 @@ def test_masks(shape):
   ):
     with pytest.raises(ValueError, match=message):
       function(np.ones(shape, bool))
+
+
+@cases.both_kerases
+@cases.one_of_each
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'float64'])
+def test_masks_of_floats(generation, case, dtype):
+  """Added to scores, they say the contrary of what bools say."""
+  x, *_ = case.data()
+  added = np.where(case.mask(), 0, -1e9 if dtype != 'float16' else -6e4)
+  message = (
+    '`mask` must be of bools, or integers 0 and 1: True where the input '
+    f'counts. Received: dtype {dtype}. Pass `mask == 0` if'
+  )
+  with pytest.raises(TypeError, match=message):
+    case.function(x, mask=added.astype(dtype))
+  with pytest.raises(TypeError, match=message):
+    case.layer(generation)(x, mask=added.astype(dtype))
 
 
 def test_gates():

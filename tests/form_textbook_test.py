@@ -1,7 +1,8 @@
 """The textbook's order of computation, `formula.Order`, which others override.
 
-It keeps fewer digits at large means and serves no platform: it is here to show
-that the formula is right as it stands, and what a new platform has to bring.
+It keeps fewer digits at large means, and serves only programs that quantize:
+it is here to show that the formula is right as it stands, and what a new
+platform has to bring.
 """
 
 import pytest
@@ -19,6 +20,6 @@ class TestTextbook(forms.FormTest):
   def a_platform(self, monkeypatch):
     order = formula.Order(Sums())
     platform = kernel_forms.Platform(
-      about_zero=kernel_forms.orders.AboutZero(Sums()), rows=order, others=order
+      about_zero=formula.AboutZero(Sums()), rows=order, others=order
     )
-    monkeypatch.setitem(kernel_forms._PLATFORMS, self.platform, platform)
+    monkeypatch.setitem(kernel_forms._FORMS, self.platform, platform)

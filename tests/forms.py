@@ -212,6 +212,33 @@ class FormTest:
     close(got[:2], wanted[:2], ulp)
     close(got[2:], wanted[2:], 1e-6 if dtype == 'float64' else 1e-5)
 
+  def test_nothing_there(self):
+    """No sample, or samples of nothing: nothing comes out, and no NaN."""
+    for function, options, shape in (
+      (functional.group_norm, {'groups': 4}, (2, 0, 3, 8)),
+      (functional.group_norm, {'groups': 4}, (0, 6, 3, 8)),
+      (functional.instance_norm, {}, (2, 0, 8)),
+      (functional.layer_norm, {}, (0, 8)),
+      (functional.layer_norm, {'rms': True}, (2, 0, 8)),
+      (functional.head_norm, {'num_heads': 2}, (2, 0, 8)),
+    ):
+      gamma = tf.ones(8)
+
+      def run(x, mask=None, f=function, options=options, gamma=gamma):
+        return gradients(
+          f, [x, gamma], x, **options, mask=mask, jit_compile=self.jit_compile
+        )
+
+      unknown = tf.TensorSpec([*[None] * (len(shape) - 1), 8])
+      in_graph = tf.function(run, input_signature=[unknown], autograph=False)
+      x, mask = tf.zeros(shape), tf.ones(shape[:2], tf.bool)
+      results = [run(x), in_graph(x)]
+      if len(shape) > 2:
+        results.append(run(x, mask))
+      for y, dx, dgamma in results:
+        assert y.shape == dx.shape == shape
+        np.testing.assert_array_equal(dgamma, np.zeros(8))
+
 
 class ExactFormTest(FormTest):
   """And all digits at large means, of constants, beside outliers."""

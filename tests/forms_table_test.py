@@ -19,8 +19,8 @@ GROUPS = {
   'heads': ({'axes': (3,), 'view': (2, 4)}, (2, 5, 64)),
   'rms heads': ({'axes': (3,), 'view': (2, 4), 'rms': True}, (2, 5, 64)),
   'heads of one': ({'axes': (3,), 'view': (2, 64)}, (2, 5, 64)),
-  'heads of unknown length': ({'axes': (3,), 'view': (2, 4)}, (2, None, 64)),
-  'row of unknown length': ({'axes': (2,)}, (2, 5, None)),
+  'heads, no length': ({'axes': (3,), 'view': (2, 4)}, (2, None, 64)),
+  'row, no length': ({'axes': (2,)}, (2, 5, None)),
 }
 
 
@@ -31,31 +31,39 @@ def order_of(groups, platform, dtype='float32'):
     x = tf.compat.v1.placeholder(dtype, shape)
     order = type(forms.choose(spec, x).order)
   module = order.__module__.rpartition('.')[-1]
-  return order.__name__ if module == 'orders' else f'{module}.{order.__name__}'
+  general = module in ('formula', 'orders')
+  return order.__name__ if general else f'{module}.{order.__name__}'
 
 
-# Without the module where that is `orders`.
+# Without the module where it is none of a platform.
 TABLE = """
-                         op by op   CPU          GPU            TPU
-rms                      AboutZero  AboutZero    gpu.AboutZero  AboutZero
-row                      TwoPass    cpu.TwoPass  gpu.Chain      tpu.OnePass
-masked row               OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
-long row                 OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
-row of two axes          OnePass    cpu.TwoPass  gpu.TwoSigns   tpu.OnePass
-columns                  OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
-side by side             OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
-heads                    TwoPass    cpu.TwoPass  gpu.Chain      lanes.OnePass
-rms heads                AboutZero  AboutZero    gpu.AboutZero  lanes.AboutZero
-heads of one             TwoPass    cpu.TwoPass  gpu.Chain      tpu.OnePass
-heads of unknown length  TwoPass    cpu.TwoPass  gpu.Chain      lanes.OnePass
-row of unknown length    OnePass    OnePass      gpu.TwoSigns   tpu.OnePass
+                  op by op       CPU          GPU            TPU
+rms               AboutZero      AboutZero    gpu.AboutZero  AboutZero
+row               TwoPass        cpu.TwoPass  gpu.Chain      tpu.OnePass
+masked row        plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
+long row          plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
+row of two axes   plain.OnePass  cpu.TwoPass  gpu.TwoSigns   tpu.OnePass
+columns           plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
+side by side      plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
+heads             TwoPass        cpu.TwoPass  gpu.Chain      lanes.OnePass
+rms heads         AboutZero      AboutZero    gpu.AboutZero  lanes.AboutZero
+heads of one      TwoPass        cpu.TwoPass  gpu.Chain      tpu.OnePass
+heads, no length  TwoPass        cpu.TwoPass  gpu.Chain      lanes.OnePass
+row, no length    plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
 """
 ROWS = [re.split('  +', line) for line in TABLE.splitlines()[2:]]
+
+
+@pytest.mark.parametrize('groups', GROUPS)
+def test_where_it_is_to_be_quantized(groups):
+  wanted = 'AboutZero' if 'rms' in groups else 'Order'
+  assert order_of(groups, 'quantizable') == wanted
 
 
 @pytest.mark.parametrize('groups, plain, cpu, gpu, tpu', ROWS)
 def test_order(groups, plain, cpu, gpu, tpu):
   wanted = {None: plain, 'CPU': cpu, 'GPU': gpu, 'TPU': tpu}
+  assert {*wanted} == {None, *forms.PLATFORMS}
   found = {name: order_of(groups, name) for name in wanted}
   assert found == wanted
 

@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from tfgroupnorm.kernel import forms
+
 ROOT = pathlib.Path(__file__).parent.parent / 'tfgroupnorm'
 KERNEL = ROOT / 'kernel'
 PAGE = ROOT.parent / 'CONTRIBUTING.md'
@@ -58,7 +60,7 @@ def test_no_platform_is_asked_for_outside_forms(path):
     node.lineno
     for node in ast.walk(ast.parse(path.read_text()))
     if isinstance(node, ast.Constant)
-    and node.value in ('CPU', 'GPU', 'TPU')
+    and node.value in forms.PLATFORMS
     or isinstance(node, ast.Attribute)
     and node.attr == 'platform'
   ]

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+from concurrent import futures
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import logging
+from tensorflow.python.framework.convert_to_constants import (
+  convert_variables_to_constants_v2,
+)
 
 import cases
-from tfgroupnorm import functional
+from tfgroupnorm import functional, op_by_op
 from tfgroupnorm.kernel import Spec
 from tfgroupnorm.kernel.tensorflow import dispatch, gradient
 
@@ -131,6 +135,87 @@ def test_plain_while_saving(jit_compile, tmp_path):
     rtol=0,
     atol=2e-5,
   )
+
+
+@pytest.mark.parametrize('jit_compile', [True, 'auto'])
+def test_op_by_op(jit_compile):
+  """Nothing is compiled inside, in no graph and eagerly, nor its gradient."""
+
+  def compiles():
+    return bool(compiled_functions(traced(jit_compile)))
+
+  with op_by_op():
+    assert not compiles()
+    with op_by_op():
+      assert not compiles()
+    assert not compiles()
+    x = tf.random.normal((7, 31, 8))
+    before = dispatch.compiled.experimental_get_tracing_count()
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = functional.group_norm(x, groups=2, jit_compile=True)
+    tape.gradient(y, x)
+    assert dispatch.compiled.experimental_get_tracing_count() == before
+    with pytest.raises(KeyError):
+      with op_by_op():
+        raise KeyError
+    assert not compiles()
+  assert compiles()
+
+
+def test_op_by_op_in_one_thread():
+  with op_by_op():
+    with futures.ThreadPoolExecutor() as pool:
+      elsewhere = pool.submit(traced, 'auto').result()
+    assert compiled_functions(elsewhere)
+    assert not compiled_functions(traced('auto'))
+
+
+@cases.both_kerases
+def test_a_frozen_graph(generation):
+  """Nothing is left that XLA must compile."""
+  model = cases.everything(generation, steps=6, jit_compile=True)
+  x = np.random.default_rng(0).normal(3, 2, (2, 6, 8)).astype('f')
+  spec = tf.TensorSpec((None, 6, 8))
+  with op_by_op():
+    function = tf.function(lambda x: model(x), autograph=False)
+    concrete = function.get_concrete_function(spec)
+  frozen = convert_variables_to_constants_v2(concrete)
+  graph = frozen.graph.as_graph_def()
+  assert not any('_XlaMustCompile' in node.attr for node in graph.node)
+  assert not [node.op for node in graph.node if 'PartitionedCall' in node.op]
+  (y,) = frozen(tf.constant(x))
+  np.testing.assert_allclose(y, model(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'name, batch, jit_compile, compiled',
+  [
+    ('__call__', None, 'auto', False),
+    ('__call__', 2, 'auto', True),
+    ('__call__', None, True, True),
+    ('model_fn', None, 'auto', False),
+    ('_wrapped_model', 2, True, False),
+    ('serve', None, 'auto', True),
+  ],
+)
+def test_functions_that_programs_trace(name, batch, jit_compile, compiled):
+  """To convert them: known by their names alone, so not where it matters."""
+
+  def norm(x):
+    return functional.layer_norm(x, jit_compile=jit_compile)
+
+  def compiles(function):
+    concrete = tf.function(function, autograph=False).get_concrete_function(
+      tf.TensorSpec((batch, 8))
+    )
+    return bool(compiled_functions(concrete))
+
+  norm.__name__ = name
+  assert compiles(norm) == compiled
+  # Called from another function it is that one's.
+  called = tf.function(norm, autograph=False)
+  assert compiles(lambda x: called(x))
 
 
 def test_plain_in_a_tpu_replica(monkeypatch):

@@ -7,7 +7,6 @@ import tensorflow as tf
 import cases
 import reference
 from tfgroupnorm import functional
-from tfgroupnorm.kernel.tensorflow import dispatch
 
 
 def problem(case, garbage=0.0):
@@ -140,27 +139,6 @@ def test_an_outlier_behind_padding(jit_compile):
   assert error.max() <= 2e-4
 
 
-@pytest.mark.parametrize('platform', [None, 'CPU', 'GPU', 'TPU'])
-def test_nothing_to_mask(platform, monkeypatch):
-  monkeypatch.setattr(dispatch, '_platform', lambda *_: platform)
-  gamma = tf.ones(8)
-
-  def run(x, mask=None):
-    with tf.GradientTape() as tape:
-      tape.watch([x, gamma])
-      y = functional.group_norm(x, gamma, groups=4, mask=mask, jit_compile=True)
-    return y, *tape.gradient(y, [x, gamma])
-
-  unknown = tf.TensorSpec((None, None, None, 8))
-  in_graph = tf.function(run, input_signature=[unknown], autograph=False)
-  for shape in ((2, 0, 3, 8), (0, 6, 3, 8)):
-    x = tf.zeros(shape)
-    mask = tf.ones(shape[:2], tf.bool)
-    for y, dx, dgamma in (run(x), run(x, mask), in_graph(x)):
-      assert y.shape == dx.shape == shape
-      np.testing.assert_array_equal(dgamma, np.zeros(8))
-
-
 @cases.all_cases
 def test_a_full_mask_changes_nothing(case):
   x, gamma, beta = case.data()
@@ -168,7 +146,7 @@ def test_a_full_mask_changes_nothing(case):
   case.check(case.function(x, gamma, beta, mask=mask), x, gamma, beta)
 
 
-@pytest.mark.parametrize('dtype', ['bool', 'int32', 'float32'])
+@pytest.mark.parametrize('dtype', ['bool', 'int32', 'int64', 'uint8'])
 def test_numbers_as_a_mask(dtype):
   case = cases.KINDS['GroupNorm']
   x, gamma, beta = case.data()
@@ -176,6 +154,29 @@ def test_numbers_as_a_mask(dtype):
   y = case.function(x, gamma, beta, mask=mask.astype(dtype))
   wanted = case.reference(*cases.wide(x, gamma, beta), mask=mask)
   np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
+
+
+@cases.all_cases
+@cases.both_kerases
+def test_a_one_where_there_are_no_positions(case, generation):
+  """(batch, height, width, 1), as masks of images come; it travels without."""
+  x, _, _ = case.data()
+  ones = [-1]
+  if case.kind in ('GroupNorm', 'InstanceNorm'):
+    ones = [case.options['axis']]
+  elif 'head_axis' in case.options:
+    ones.append(case.options['head_axis'])
+  shape = list(x.shape)
+  for axis in ones:
+    shape[axis] = 1
+  mask = np.random.default_rng(1).random(shape) < 0.6
+  squeezed = mask.squeeze(tuple(ones))
+  wanted = case.function(x, mask=squeezed)
+  np.testing.assert_array_equal(case.function(x, mask=mask), wanted)
+  layer = case.layer(generation)
+  y = layer(x, mask=mask)
+  np.testing.assert_array_equal(y, layer(x, mask=squeezed))
+  np.testing.assert_array_equal(y._keras_mask, squeezed)
 
 
 def padded_batch(generation):

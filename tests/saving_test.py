@@ -330,6 +330,48 @@ def test_a_model_with_work_before_it(tmp_path):
 # --- Warm-up ---
 
 
+@cases.both_kerases
+@pytest.mark.parametrize(
+  'kind, shape, most',
+  [
+    ('GroupNorm', (7, 7, 512), 90),  # Keras 3 makes 40 of it,
+    ('GroupNorm', (None, None, 512), 116),  # 57 of this,
+    ('InstanceNorm', (7, 7, 512), 50),
+    ('LayerNorm', (64, 768), 50),  # and 32 of this.
+  ],
+)
+def test_few_nodes(generation, kind, shape, most, tmp_path):
+  """Each costs its time, which is most of a small call."""
+  keras = importlib.import_module(generation)
+  inputs = keras.Input(shape, name='x')
+  layer = getattr(cases.layers_of(generation), kind)()
+  export_saved_model(keras.Model(inputs, layer(inputs)), tmp_path / '1')
+  library = serving(tmp_path / '1').graph.as_graph_def().library
+  # But for those that only call another.
+  assert max(len(f.node_def) for f in library.function) <= most
+
+
+@cases.both_kerases
+def test_to_be_quantized(generation, tmp_path):
+  """No part of x is cut out, and no sum taken: `forms/quantizable.py`."""
+  model = cases.everything(generation, steps=6)
+  x = np.random.default_rng(0).normal(3, 2, (3, 6, 8)).astype('float32')
+  found = {}
+  for quantizable in (True, False):
+    path = tmp_path / str(quantizable)
+    export_saved_model(model, path, quantizable=quantizable)
+    serve = serving(path)
+    np.testing.assert_allclose(
+      serve(x=tf.constant(x))['output_0'], model(x), rtol=0, atol=1e-5
+    )
+    graph = serve.graph.as_graph_def()
+    found[quantizable] = {
+      node.op for f in graph.library.function for node in f.node_def
+    }
+  assert found[False] & {'Sum', 'Maximum', 'Minimum', 'GatherV2'}
+  assert not found[True] & {'Sum', 'Maximum', 'Minimum', 'GatherV2'}
+
+
 def two_inputs():
   inputs = [
     keras.Input((None, 8), name='x'),
@@ -632,6 +674,14 @@ def test_a_model_that_does_not_run(tmp_path):
     (None, 3, {}, TypeError, '`path` must be a path. Received: path=3'),
     (None, '/', {}, ValueError, "must name a new folder. Received: path='/'"),
     (None, '1', {'jit_compile': 'auto'}, TypeError, 'must be True or False'),
+    (None, '1', {'quantizable': 1}, TypeError, 'must be True or False'),
+    (
+      None,
+      '1',
+      {'quantizable': True, 'jit_compile': True},
+      ValueError,
+      'one model for each use',
+    ),
     (keras.Sequential(), '1', {}, ValueError, 'The model must be built'),
     (tf_keras.Sequential(), '1', {}, ValueError, 'The model must be built'),
   ],
@@ -651,6 +701,8 @@ def test_a_module_without_a_compiled_function(tmp_path):
   )
   with pytest.raises(ValueError, match=r'tf.function\(..., jit_compile=True'):
     export_saved_model(module, tmp_path / '1', jit_compile=True)
+  with pytest.raises(ValueError, match='Pass a model of Keras'):
+    export_saved_model(module, tmp_path / '1', quantizable=True)
   assert not list(tmp_path.iterdir())
   export_saved_model(module, tmp_path / '1')
   np.testing.assert_array_equal(

@@ -90,6 +90,70 @@ def test_regularizers_and_constraints_act(generation):
   )
 
 
+# --- Configurations of Keras' own layers ---
+
+# (ours, Keras' name, its options, ours that it stands for)
+KERAS_CONFIGS = [
+  ('GroupNorm', 'GroupNormalization', {'groups': 4}, {'groups': 4}),
+  ('GroupNorm', 'GroupNormalization', {'groups': -1, 'axis': 1}, {}),
+  ('LayerNorm', 'LayerNormalization', {'epsilon': 1e-5}, {'rms': False}),
+  ('LayerNorm', 'LayerNormalization', {'axis': [1, 2]}, {'rms': False}),
+  ('LayerNorm', 'LayerNormalization', {'scale': False}, {'scale': False}),
+  ('LayerNorm', 'RMSNormalization', {}, {'rms': True, 'epsilon': 1e-6}),
+  ('LayerNorm', 'RMSNormalization', {'epsilon': 0.5}, {'rms': True}),
+]
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('source', cases.GENERATIONS)
+@pytest.mark.parametrize('built', [False, True], ids=['new', 'built'])
+@pytest.mark.parametrize('kind, theirs, options, ours', KERAS_CONFIGS)
+def test_configuration_of_a_layer_of_keras(
+  generation, source, built, kind, theirs, options, ours
+):
+  """Taken whole, with its meaning: that of the layer it comes from."""
+  layers = importlib.import_module(source).layers
+  if not hasattr(layers, theirs):
+    pytest.skip(f'{source} has no {theirs}')
+  donor = getattr(layers, theirs)(**options, name='norm', dtype='float32')
+  x = np.random.default_rng(0).normal(3, 2, (2, 6, 8)).astype('float32')
+  if built:
+    donor.build(x.shape)
+  layer = getattr(cases.layers_of(generation), kind).from_config(
+    donor.get_config()
+  )
+  options = {k: v for k, v in options.items() if k in ('epsilon', 'scale')}
+  for name, value in {**ours, 'name': 'norm', **options}.items():
+    assert getattr(layer, name) == value
+  np.testing.assert_allclose(layer(x), donor(x), rtol=0, atol=2e-5)
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('source', cases.GENERATIONS)
+def test_configuration_of_a_mixed_policy(generation, source):
+  donor = importlib.import_module(source).layers.LayerNormalization(
+    dtype='mixed_float16', trainable=False
+  )
+  layer = cases.layers_of(generation).LayerNorm.from_config(donor.get_config())
+  assert (layer.compute_dtype, layer.variable_dtype) == ('float16', 'float32')
+  assert not layer.trainable
+
+
+@cases.both_kerases
+def test_what_keras_calls_rms_scaling(generation):
+  """It is another function than RMS: never taken for it in silence."""
+  layer = cases.layers_of(generation).LayerNorm
+  assert not layer(rms_scaling=False).rms
+  message = (
+    'LayerNorm has no `rms_scaling`.*Received: rms_scaling=True. Use rms=True'
+  )
+  with pytest.raises(ValueError, match=message):
+    layer(rms_scaling=True)
+  # Keras makes a TypeError of whatever a constructor raises.
+  with pytest.raises(TypeError, match=message):
+    layer.from_config({**layer().get_config(), 'rms_scaling': True})
+
+
 # SavedModels first, by TensorFlow alone; then what Keras loads, after the one
 # import that a user has to make. Prints what agrees with the model in memory.
 LOAD = """

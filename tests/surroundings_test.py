@@ -137,3 +137,43 @@ def test_stateless_call():
   np.testing.assert_allclose(y, 2 * formula(X.astype('float64')) + 1, atol=1e-5)
   y = keras.ops.convert_to_numpy(layer(X))
   np.testing.assert_allclose(y, formula(X.astype('float64')), atol=4e-6)
+
+
+@pytest.mark.skipif(
+  not hasattr(keras, 'RematScope'), reason='This Keras 3 has no RematScope.'
+)
+@cases.one_of_each
+@pytest.mark.parametrize('graph', [False, True], ids=['eager', 'graph'])
+@pytest.mark.parametrize('masked', [False, True], ids=['whole', 'masked'])
+def test_remat_scope(case, graph, masked):
+  """As of `keras.layers.LayerNormalization`: recomputed by layers' names."""
+  x, gamma, beta = case.data()
+  mask = tf.constant(case.mask()) if masked else None
+  dy = tf.constant(np.random.default_rng(1).normal(1, 1, x.shape), tf.float32)
+  results = []
+  for names in (['norm'], ['another']):
+    with keras.RematScope(mode='list_of_layers', layer_names=names):
+      layer = case.layer('keras', name='norm')
+    layer.build(x.shape)
+    layer.set_weights([gamma, beta])
+
+    def run(x, layer=layer):
+      weights = cases.tf_variables(layer)
+      with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = layer(x, mask=mask)
+      return y, *tape.gradient(y, [x, *weights], dy)
+
+    run = tf.function(run, autograph=False) if graph else run
+    results.append(run(tf.constant(x)))
+  for got, wanted in zip(*results, strict=True):
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+
+
+@cases.both_kerases
+@cases.one_of_each
+def test_a_whole_model_can_be_pruned(generation, case):
+  """tfmot asks each layer that it does not know which weights to prune."""
+  layer = case.layer(generation)
+  layer.build(case.shape)
+  assert layer.get_prunable_weights() == []

@@ -24,6 +24,7 @@ import keras
 if TYPE_CHECKING:
   from tfgroupnorm import callbacks, convert, functional, layers, saving
   from tfgroupnorm.convert import replace_batch_norm
+  from tfgroupnorm.kernel import op_by_op
   from tfgroupnorm.layers import (
     GroupNorm,
     HeadNorm,
@@ -43,6 +44,7 @@ _HOMES = {
   'LayerNorm': 'layers',
   'custom_objects': 'layers',
   'export_saved_model': 'saving',
+  'op_by_op': 'kernel',
   'replace_batch_norm': 'convert',
 }
 _MODULES = ('callbacks', 'convert', 'functional', 'layers', 'saving')
@@ -58,6 +60,7 @@ __all__ = [
   'export_saved_model',
   'functional',
   'layers',
+  'op_by_op',
   'replace_batch_norm',
   'saving',
 ]

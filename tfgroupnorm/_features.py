@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import _layer, functional, models
+from tfgroupnorm import _checks, _layer, models
 
 # Keras' own normalization layers, of either generation.
 _KERAS_NORMS = (
@@ -300,7 +300,7 @@ def _check_collected(found: dict[str, list[tf.Tensor]]) -> None:
           f'{name!r}, whose features are inside one. Follow the layer around '
           'it.'
         )
-      functional.check_real(tensor)
+      _checks.check_real(tensor)
 
 
 def _sample(outputs: Sequence[tf.Tensor], size: int) -> tf.Tensor:

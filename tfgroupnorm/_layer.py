@@ -1,26 +1,28 @@
 """What a normalization layer is, for either generation of Keras.
 
-The classes here own weights, options and their configuration, and leave the
-maths and its validation to `functional`. They are mixed into
-`keras.layers.Layer` in `layers.py` and into `tf_keras.layers.Layer` in
-`tf_keras.py`; what differs between the two is in `Norm` alone.
+`Norm` owns weights, dtype policy, masks and configuration, and leaves the maths
+to `functional` and validation to `_checks`. The four layers in `_norms.py` say
+which function they are the layer of; what differs between the two generations
+is here alone.
 """
 
 from __future__ import annotations
 
 import inspect
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import functional
+from tfgroupnorm import _checks, _docs, _layouts, _tensors, functional
 
 # Where a user of each generation finds these layers.
 HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
 
 
-def registered(keras, name: str):
+def registered(name: str):
   """Class decorator: registers a layer, and lets Keras call it `name`.
 
   Keras keys weight files and automatic layer names by `__name__`. With the name
@@ -28,20 +30,33 @@ def registered(keras, name: str):
   `get_layer("group_normalization_3")` still finds it after a change of import.
 
   Args:
-    keras: The generation: the module `keras` or `tf_keras`.
     name: What `keras.layers` calls it.
 
   Returns:
-    A decorator; it registers the class under its name in this package.
+    A decorator; it registers the class under its name in this package, and
+    gives it the docstring of what it is made of if it has none.
   """
 
   def decorate(cls):
+    keras = cls._keras
+    if cls.__doc__ is None:
+      home = HOMES[keras.__name__]
+      cls.__doc__ = _docs.filled(cls.__bases__[0].__doc__, home=home)
     cls.__name__ = name
     register = keras.saving.register_keras_serializable
     return register('tfgroupnorm', cls.__qualname__)(cls)
 
   return decorate
 
+
+def common(arguments: dict[str, Any]) -> dict[str, Any]:
+  """Of a constructor's arguments, its `locals()`, those that `Norm` takes."""
+  names = inspect.getfullargspec(Norm.__init__).kwonlyargs
+  return {**{name: arguments[name] for name in names}, **arguments['kwargs']}
+
+
+# What the generations call a dtype policy.
+_POLICIES = ('DTypePolicy', 'FloatDTypePolicy', 'Policy', 'PolicyV1')
 
 # A Keras layer, once mixed into one; which one, a type checker cannot know.
 _AnyLayer: Any = object
@@ -52,6 +67,19 @@ class Norm(_AnyLayer):
 
   # The generation: the module `keras` or `tf_keras`.
   _keras: Any = None
+  # What this is the layer of: a function of `functional`, and its layout.
+  _function: Callable[..., tf.Tensor]
+  _layout_of: Callable[..., _layouts.Layout]
+  # Those of its own arguments that are options, and the one activation.
+  _flags: tuple[str, ...] = ()
+  _activated = 'activation'
+
+  def __new__(cls, *args, **kwargs):
+    # `LayerNorm(rms=True)` makes what Keras calls by another name. A subclass
+    # of a user's makes itself. (It is here because in `LayerNorm` this would
+    # be the signature that `help` shows.)
+    form = vars(cls).get('_rms_form') if kwargs.get('rms') else None
+    return super().__new__(form or cls, *args, **kwargs)
 
   def __init__(
     self,
@@ -72,22 +100,73 @@ class Norm(_AnyLayer):
     # subtracted would lose what the mean does not need.
     super().__init__(autocast=False, **kwargs)
     keras = self._keras
-    self.epsilon = functional.check_epsilon(epsilon)
-    self.center = functional.check_bool('center', center)
-    self.scale = functional.check_bool('scale', scale)
+    self.epsilon = _checks.check_epsilon(epsilon)
+    self.center = _checks.check_bool('center', center)
+    self.scale = _checks.check_bool('scale', scale)
     self.beta_initializer = keras.initializers.get(beta_initializer)
     self.gamma_initializer = keras.initializers.get(gamma_initializer)
     self.beta_regularizer = keras.regularizers.get(beta_regularizer)
     self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
     self.beta_constraint = keras.constraints.get(beta_constraint)
     self.gamma_constraint = keras.constraints.get(gamma_constraint)
-    self.jit_compile = functional.check_jit_compile(jit_compile)
+    self.jit_compile = _checks.check_jit_compile(jit_compile)
     self.supports_masking = True
     self.gamma = self.beta = None
+    # A shape, not a tuple: Keras 2 would track that, and write it to files.
+    self._built_on: tf.TensorShape | None = None
 
-  def _layout(self, shape) -> functional.Layout:
-    """Where this layer finds its groups and parameters in `shape`."""
+  def _where(self) -> dict[str, Any]:
+    """Its own arguments that say where the groups are, for `_layout_of` too."""
     raise NotImplementedError
+
+  def _options(self) -> dict[str, Any]:
+    """Its own arguments, but for the activation."""
+    flags = {name: getattr(self, name) for name in self._flags}
+    return {**self._where(), **flags}
+
+  def _sized_axes(self) -> tuple[int, ...]:
+    """The axes whose sizes must be known, as its arguments name them."""
+    raise NotImplementedError
+
+  def _layout(self, shape) -> _layouts.Layout:
+    """Where this layer finds its groups and parameters in `shape`."""
+    shape = _tensors.as_shape(self._completed(shape))
+    return self._layout_of(shape, **self._where())
+
+  def _completed(self, shape) -> tf.TensorShape:
+    """`shape` with the sizes that `build` saw, where they must be known."""
+    shape = tf.TensorShape(shape)
+    if self._built_on is None:
+      return shape
+    sizes: list[int | None]
+    if shape.rank is None:
+      sizes = [None] * self._built_on.rank
+    else:
+      sizes = list(shape)
+    for axis in self._sized_axes():
+      if -len(sizes) <= axis < len(sizes) and sizes[axis] is None:
+        sizes[axis] = self._built_on[axis]
+    return tf.TensorShape(sizes)
+
+  def _of_known_size(self, inputs: tf.Tensor) -> tf.Tensor:
+    """`inputs` as of the sizes that `build` saw.
+
+    A generator's batches have none, and `Input` had told them. What turns out
+    to have others is refused when it comes.
+    """
+    shape = self._completed(inputs.shape)
+    if shape.rank is None or shape == inputs.shape:
+      known = inputs
+    else:
+      known = tf.ensure_shape(inputs, shape)
+    if self._owns_gamma or self._owns_beta:
+      _checks.check_sizes_of_build(
+        tuple(shape),
+        tuple(self._built_on or shape),
+        self._sized_axes(),
+        type(self).__qualname__,
+      )
+    return known
 
   @property
   def _owns_gamma(self) -> bool:
@@ -99,7 +178,18 @@ class Norm(_AnyLayer):
 
   def build(self, input_shape):
     """Creates `gamma` and `beta`."""
-    shape = self._layout(_as_list(input_shape)).parameter_shape
+    layout = self._layout(input_shape)
+    shape = layout.parameter_shape
+    self._built_on = self._completed(input_shape)
+    known = tuple(self._built_on)
+    if layout.group_size(known) == 1 and not getattr(self, 'rms', False):
+      warnings.warn(
+        f'Each group of {type(self).__qualname__} {self.name!r} holds one '
+        f'value of an input of shape {known}: the result is beta whatever '
+        'the input is, and no gradient flows to it. Normalize over more '
+        'channels or positions, or leave this layer out.',
+        stacklevel=2,
+      )
     if self._owns_gamma:
       self.gamma = self._own_weight('gamma', shape)
     if self._owns_beta:
@@ -134,33 +224,122 @@ class Norm(_AnyLayer):
           f'Received: a symbolic tensor of {wanted}. Use `from '
           f'{HOMES[wanted]} import {type(self).__qualname__}` in that model.'
         )
+    if isinstance(inputs, (tf.SparseTensor, tf.IndexedSlices)):
+      _tensors.as_tensor(inputs, 'x')  # Which it refuses, as Keras may not.
+    if isinstance(inputs, tf.RaggedTensor) and inputs.shape.rank is not None:
+      _checks.check_axes_not_ragged(
+        self._axes_of_groups(inputs.shape.rank),
+        inputs.ragged_rank,
+        tuple(inputs.shape),
+        type(self).__qualname__,
+      )
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
       inputs = tf.convert_to_tensor(inputs)
+    args = tuple(_mask_as_tensor(a) for a in args[:1]) + args[1:]
+    if 'mask' in kwargs:
+      kwargs['mask'] = _mask_as_tensor(kwargs['mask'])
     if tf.is_tensor(inputs):
-      functional.check_real(inputs)  # Before Keras has something to say of it.
+      _checks.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
 
-  def _apply(self, function, inputs, mask, gamma, beta, **options):
-    """Calls `function` with this layer's weights, dtypes and mask."""
+  def rematerialized_call(self, layer_call, *args, **kwargs):
+    """`layer_call`, recomputed for its gradient where a `RematScope` says so.
+
+    With tensors by position alone: in a graph TensorFlow takes no others, nor
+    bools, and Keras 3 hands on `mask` by its name, even if there is none.
+    """
+    names = [
+      name
+      for name, given in kwargs.items()
+      if tf.is_tensor(given) and given.dtype.is_floating
+    ]
+
+    def by_position(*tensors):
+      named = dict(zip(names, tensors[len(args) :], strict=True))
+      return layer_call(*tensors[: len(args)], **{**kwargs, **named})
+
+    recomputed = super().rematerialized_call(by_position, *args, **kwargs)
+    if recomputed is by_position:
+      return layer_call
+
+    def call(*args, **kwargs):
+      return recomputed(*args, *(kwargs[name] for name in names))
+
+    return call
+
+  def get_prunable_weights(self):
+    """None, for tfmot's `prune_low_magnitude` over a whole model.
+
+    As of its own normalizations: `gamma` and `beta` are few, and zeros among
+    them would cut channels off.
+    """
+    return []
+
+  def call(self, inputs, mask=None, gamma=None, beta=None):
+    return self._normalized(inputs, mask, gamma, beta)
+
+  def _normalized(self, inputs, mask, gamma, beta, **more):
+    """Calls `_function` with this layer's options, weights, dtypes and mask."""
     if mask is None:
       # Keras passes no mask on where a call has more than one tensor.
       mask = getattr(inputs, '_keras_mask', None)
+    if isinstance(inputs, tf.RaggedTensor):
+      return self._normalized_rows(inputs, mask, gamma, beta, **more)
+    inputs = self._of_known_size(_tensors.as_tensor(inputs, 'x'))
+    if mask is not None:
+      layout = self._layout(inputs.shape)
+      mask = functional.mask_of_positions(mask, layout, tuple(inputs.shape))
+    outputs = self._call_function(
+      inputs, mask, gamma, beta, **self._options(), **more
+    )
+    if mask is not None:
+      # Keras 3 lets only masks travel on that came with the input.
+      outputs._keras_mask = mask
+    return outputs
+
+  def _call_function(self, x, mask, gamma, beta, **options):
     compute_dtype = tf.as_dtype(self.compute_dtype)
-    outputs = function(
-      _widened(tf.convert_to_tensor(inputs), compute_dtype),
+    activation = self._fusable(getattr(self, self._activated))
+    outputs = self._function(
+      _tensors.widened(x, compute_dtype),
       self._parameter('gamma', gamma, self._owns_gamma),
       self._parameter('beta', beta, self._owns_beta),
       epsilon=self.epsilon,
       mask=mask,
       jit_compile=self.jit_compile,
+      **{self._activated: activation},
       **options,
     )
-    outputs = tf.cast(outputs, compute_dtype)
-    if mask is not None:
-      # Keras 3 lets only masks travel on that came with the input.
-      outputs._keras_mask = mask
-    return outputs
+    return tf.cast(outputs, compute_dtype)
+
+  def _normalized_rows(self, inputs, mask, gamma, beta, gate=None):
+    """`_normalized` of a ragged tensor, whose groups lie in its flat values."""
+    who = type(self).__qualname__
+    shape = self._completed(inputs.shape)
+    rank, ragged = len(shape), inputs.ragged_rank
+    axes = self._axes_of_groups(rank)
+    _checks.check_axes_not_ragged(axes, ragged, tuple(shape), who)
+    _checks.check_nothing_beside_ragged(who, mask=mask, gamma=gamma, beta=beta)
+    options = self._options()
+    for name in {'axis', 'head_axis'}.intersection(options):
+      options[name] = _tensors.from_the_end(options[name], rank)
+
+    def of_values(values, gate=None):
+      values = tf.ensure_shape(values, [None, *shape[ragged + 1 :]])
+      more = {} if gate is None else {'gate': gate}
+      return self._call_function(values, None, None, None, **options, **more)
+
+    tensors = [inputs]
+    if gate is not None:
+      _checks.check_ragged_gate(isinstance(gate, tf.RaggedTensor), gate)
+      tensors.append(gate)
+    # It sees to it that both have the same rows.
+    return tf.ragged.map_flat_values(of_values, *tensors)
+
+  def _axes_of_groups(self, rank: int) -> tuple[int, ...] | None:
+    """Axes on which a group or its parameters lie; `None`: on all positions."""
+    return None
 
   def _parameter(self, name: str, given, owned: bool):
     if not owned:
@@ -182,7 +361,7 @@ class Norm(_AnyLayer):
     return value
 
   def compute_output_shape(self, input_shape):
-    self._layout(_as_list(input_shape))
+    self._layout(input_shape)
     return input_shape
 
   def _activation(self, identifier):
@@ -223,13 +402,24 @@ class Norm(_AnyLayer):
         key = f'{name}_{kind}'
         serialize = getattr(keras, f'{kind}s').serialize
         config[key] = serialize(getattr(self, key))
+    config.update(self._options())
+    activation = getattr(self, self._activated)
+    config[self._activated] = self._serialized_activation(activation)
     return {**super().get_config(), **config}
 
+  @classmethod
+  def from_config(cls, config):
+    """A layer as `get_config` of this or of Keras' own layer describes it."""
+    dtype = config.get('dtype')
+    if isinstance(dtype, dict) and dtype.get('class_name') in _POLICIES:
+      # Neither Keras reads what the other writes of a policy but for its name.
+      config = {**config, 'dtype': dtype['config']['name']}
+    return super().from_config(config)
 
-def _as_list(shape) -> list[int | None]:
-  shape = tf.TensorShape(shape)
-  functional.check_rank(shape)
-  return shape.as_list()
+
+def _mask_as_tensor(mask):
+  """An array of bools is one of floats to the first Keras 3 versions."""
+  return tf.convert_to_tensor(mask) if isinstance(mask, np.ndarray) else mask
 
 
 def _generation(tensor) -> str | None:
@@ -237,518 +427,6 @@ def _generation(tensor) -> str | None:
   kind = type(tensor)
   root = kind.__module__.partition('.')[0]
   return root if 'KerasTensor' in kind.__name__ and root in HOMES else None
-
-
-def _widened(x: tf.Tensor, compute_dtype: tf.DType) -> tf.Tensor:
-  """`x` in a dtype from which one cast leads to `compute_dtype`."""
-  if x.dtype.is_integer or x.dtype.is_bool:
-    return tf.cast(x, compute_dtype)
-  if not x.dtype.is_floating:
-    return x  # For `functional` to refuse.
-  if x.dtype == compute_dtype or x.dtype.size > compute_dtype.size:
-    return x
-  return tf.cast(x, compute_dtype if compute_dtype.size > 2 else tf.float32)
-
-
-class GroupNorm(Norm):
-  """Group normalization layer.
-
-      y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
-
-  `mean` and biased `var` are taken for each sample over all positions and the
-  `channels / groups` adjacent channels of a group. Nothing depends on the
-  batch: training and inference are the same, at any batch size. Statistics are
-  computed in float32 (float64 for float64), exactly where the mean is large.
-
-  Arguments up to `gamma_constraint` are those of
-  `keras.layers.GroupNormalization`, whose weights fit.
-
-  Args:
-    groups: Number of groups, a divisor of the channels. -1: one channel a
-      group, which is instance normalization. 1: one group.
-    axis: The axis of the channels, not the batch. Their number must be known.
-    epsilon: Positive number added to the variance.
-    center: Whether to add `beta`, of shape (channels,).
-    scale: Whether to multiply by `gamma`, of shape (channels,).
-    beta_initializer: Initializer of `beta`.
-    gamma_initializer: Initializer of `gamma`.
-    beta_regularizer: Regularizer of `beta`, or `None`.
-    gamma_regularizer: Regularizer of `gamma`, or `None`.
-    beta_constraint: Constraint of `beta`, or `None`.
-    gamma_constraint: Constraint of `gamma`, or `None`.
-    group_size: Channels in a group, given instead of `groups`.
-    activation: A Keras activation, or `"gelu_tanh"`. `"relu"`, `"silu"`,
-      `"gelu"`, `"gelu_tanh"` and `"sigmoid"` run inside the kernel.
-    jit_compile: Whether XLA compiles the kernel: `"auto"`, `True` or `False`.
-    **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
-
-  Call arguments:
-    inputs: Tensor (batch, ..., channels), or with the channels on `axis`. Not
-      autocast; integers are cast to the compute dtype.
-    mask: bool (batch, ...) over leading positions. Where it is False, inputs
-      are not counted, outputs are 0 and no gradient flows. It travels on.
-    gamma: Scale per sample, (batch, channels), if `scale=False`.
-    beta: Offset per sample, (batch, channels), if `center=False`.
-
-  Input shape:
-    (batch, ..., channels); rank 2 or more, any size but the channels' unknown.
-
-  Output shape:
-    That of the input, in the compute dtype of the layer.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type, or the input is a symbolic
-      tensor of the other Keras.
-
-  Example:
-
-  >>> import numpy as np
-  >>> from tfgroupnorm import GroupNorm
-  >>> x = np.arange(16, dtype="float32").reshape(1, 2, 2, 4)
-  >>> y = GroupNorm(groups=2)(x)
-  >>> y.shape
-  TensorShape([1, 2, 2, 4])
-  >>> abs(float(y[..., :2].numpy().mean())) < 1e-6
-  True
-
-  References:
-    - [Wu & He, 2018](https://arxiv.org/abs/1803.08494)
-  """
-
-  def __init__(
-    self,
-    groups=functional.DEFAULT_GROUPS,
-    axis=-1,
-    epsilon=1e-3,
-    center=True,
-    scale=True,
-    beta_initializer='zeros',
-    gamma_initializer='ones',
-    beta_regularizer=None,
-    gamma_regularizer=None,
-    beta_constraint=None,
-    gamma_constraint=None,
-    *,
-    group_size=None,
-    activation=None,
-    jit_compile='auto',
-    **kwargs,
-  ):
-    super().__init__(
-      epsilon=epsilon,
-      center=center,
-      scale=scale,
-      beta_initializer=beta_initializer,
-      gamma_initializer=gamma_initializer,
-      beta_regularizer=beta_regularizer,
-      gamma_regularizer=gamma_regularizer,
-      beta_constraint=beta_constraint,
-      gamma_constraint=gamma_constraint,
-      jit_compile=jit_compile,
-      **kwargs,
-    )
-    self.groups, self.group_size = functional.check_groups(groups, group_size)
-    self.axis = functional.check_channel_axis(axis)
-    self.activation = self._activation(activation)
-
-  def _grouping(self) -> dict[str, Any]:
-    # Of `groups` and `group_size` only the one that was given.
-    config: dict[str, Any] = {'axis': self.axis, 'group_size': self.group_size}
-    if self.group_size is None:
-      config['groups'] = int(self.groups)
-    return config
-
-  def _layout(self, shape):
-    return functional.group_layout(shape, **self._grouping())
-
-  def call(self, inputs, mask=None, gamma=None, beta=None):
-    return self._apply(
-      functional.group_norm,
-      inputs,
-      mask,
-      gamma,
-      beta,
-      activation=self._fusable(self.activation),
-      **self._grouping(),
-    )
-
-  def get_config(self):
-    return {
-      **super().get_config(),
-      **self._grouping(),
-      'activation': self._serialized_activation(self.activation),
-    }
-
-
-class InstanceNorm(GroupNorm):
-  """Instance normalization layer: `GroupNorm` with one channel a group.
-
-      y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
-
-  `mean` and biased `var` are taken over all positions of one channel of one
-  sample. With `scale=False, center=False` and `gamma`, `beta` passed to the
-  call this is adaptive instance normalization (AdaIN).
-
-  Args:
-    axis: The axis of the channels, not the batch. Their number must be known.
-    epsilon: Positive number added to the variance.
-    center: Whether to add `beta`, of shape (channels,).
-    scale: Whether to multiply by `gamma`, of shape (channels,).
-    beta_initializer: Initializer of `beta`.
-    gamma_initializer: Initializer of `gamma`.
-    beta_regularizer: Regularizer of `beta`, or `None`.
-    gamma_regularizer: Regularizer of `gamma`, or `None`.
-    beta_constraint: Constraint of `beta`, or `None`.
-    gamma_constraint: Constraint of `gamma`, or `None`.
-    activation: As for `GroupNorm`.
-    jit_compile: As for `GroupNorm`.
-    **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
-
-  Call arguments:
-    inputs: Tensor (batch, ..., channels), or with the channels on `axis`.
-    mask: As for `GroupNorm`.
-    gamma: Scale per sample, (batch, channels), if `scale=False`.
-    beta: Offset per sample, (batch, channels), if `center=False`.
-
-  Input shape:
-    (batch, ..., channels); rank 2 or more, any size but the channels' unknown.
-
-  Output shape:
-    That of the input, in the compute dtype of the layer.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type.
-
-  Example:
-
-  >>> import numpy as np
-  >>> from tfgroupnorm import InstanceNorm
-  >>> x = np.random.default_rng(0).normal(5.0, 2.0, (2, 8, 8, 3))
-  >>> style = np.full((2, 3), 7.0, "float32")
-  >>> adain = InstanceNorm(scale=False, center=False)
-  >>> adain(x.astype("float32"), beta=style).numpy().mean((1, 2)).round(3)
-  array([[7., 7., 7.],
-         [7., 7., 7.]], dtype=float32)
-
-  References:
-    - [Ulyanov et al., 2016](https://arxiv.org/abs/1607.08022)
-    - [Huang & Belongie, 2017](https://arxiv.org/abs/1703.06868) (AdaIN)
-  """
-
-  def __init__(
-    self,
-    axis=-1,
-    epsilon=1e-3,
-    center=True,
-    scale=True,
-    beta_initializer='zeros',
-    gamma_initializer='ones',
-    beta_regularizer=None,
-    gamma_regularizer=None,
-    beta_constraint=None,
-    gamma_constraint=None,
-    *,
-    activation=None,
-    jit_compile='auto',
-    **kwargs,
-  ):
-    super().__init__(
-      groups=-1,
-      axis=axis,
-      epsilon=epsilon,
-      center=center,
-      scale=scale,
-      beta_initializer=beta_initializer,
-      gamma_initializer=gamma_initializer,
-      beta_regularizer=beta_regularizer,
-      gamma_regularizer=gamma_regularizer,
-      beta_constraint=beta_constraint,
-      gamma_constraint=gamma_constraint,
-      activation=activation,
-      jit_compile=jit_compile,
-      **kwargs,
-    )
-
-  def get_config(self):
-    config = super().get_config()
-    del config['groups'], config['group_size']
-    return config
-
-  @classmethod
-  def from_config(cls, config):
-    # TensorFlow Addons' InstanceNormalization saved its number of groups.
-    return super().from_config(
-      {key: value for key, value in config.items() if key != 'groups'}
-    )
-
-
-class LayerNorm(Norm):
-  """Layer normalization layer, and RMS normalization with `rms=True`.
-
-      y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
-      y = activation(gamma * x / sqrt(mean(x ** 2) + epsilon))      if rms
-
-  `mean` and biased `var` are taken over `axis`, and `gamma` and `beta` span it.
-  Arguments up to `gamma_constraint` are those of
-  `keras.layers.LayerNormalization`, whose weights fit; with `rms=True` those of
-  `keras.layers.RMSNormalization` do.
-
-  Args:
-    axis: The axis or axes to normalize, not the batch. Their sizes must be
-      known.
-    epsilon: Positive number added to the variance.
-    center: Whether to add `beta`; it spans `axis`. No effect if `rms`.
-    scale: Whether to multiply by `gamma`; it spans `axis`.
-    beta_initializer: Initializer of `beta`.
-    gamma_initializer: Initializer of `gamma`.
-    beta_regularizer: Regularizer of `beta`, or `None`.
-    gamma_regularizer: Regularizer of `gamma`, or `None`.
-    beta_constraint: Constraint of `beta`, or `None`.
-    gamma_constraint: Constraint of `gamma`, or `None`.
-    rms: Neither subtract a mean nor add an offset.
-    activation: As for `GroupNorm`.
-    jit_compile: As for `GroupNorm`.
-    **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
-
-  Call arguments:
-    inputs: Tensor (batch, ..., features).
-    mask: bool over leading axes. Where it is False, inputs are not counted in
-      statistics that span it, outputs are 0 and no gradient flows.
-    gamma: Scale per sample, (batch, features), if `scale=False`.
-    beta: Offset per sample, (batch, features), if `center=False`.
-
-  Input shape:
-    (batch, ..., features); rank 2 or more, sizes on `axis` known.
-
-  Output shape:
-    That of the input, in the compute dtype of the layer.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type.
-
-  Example:
-
-  >>> import numpy as np
-  >>> from tfgroupnorm import LayerNorm
-  >>> x = np.array([[1.0, 2.0, 3.0, 4.0]], "float32")
-  >>> LayerNorm(epsilon=1e-5)(x).numpy().round(2)
-  array([[-1.34, -0.45,  0.45,  1.34]], dtype=float32)
-  >>> LayerNorm(epsilon=1e-5, rms=True)(x).numpy().round(2)
-  array([[0.37, 0.73, 1.1 , 1.46]], dtype=float32)
-
-  References:
-    - [Ba et al., 2016](https://arxiv.org/abs/1607.06450)
-    - [Zhang & Sennrich, 2019](https://arxiv.org/abs/1910.07467) (RMS)
-  """
-
-  def __new__(cls, *args, **kwargs):
-    # `LayerNorm(rms=True)` makes what Keras calls by another name. A subclass
-    # of a user's makes itself.
-    form = vars(cls).get('_rms_form') if kwargs.get('rms') else None
-    return super().__new__(form or cls, *args, **kwargs)
-
-  def __init__(
-    self,
-    axis=-1,
-    epsilon=1e-3,
-    center=True,
-    scale=True,
-    beta_initializer='zeros',
-    gamma_initializer='ones',
-    beta_regularizer=None,
-    gamma_regularizer=None,
-    beta_constraint=None,
-    gamma_constraint=None,
-    *,
-    rms=False,
-    activation=None,
-    jit_compile='auto',
-    **kwargs,
-  ):
-    super().__init__(
-      epsilon=epsilon,
-      center=center,
-      scale=scale,
-      beta_initializer=beta_initializer,
-      gamma_initializer=gamma_initializer,
-      beta_regularizer=beta_regularizer,
-      gamma_regularizer=gamma_regularizer,
-      beta_constraint=beta_constraint,
-      gamma_constraint=gamma_constraint,
-      jit_compile=jit_compile,
-      **kwargs,
-    )
-    self.axis = functional.check_axis(axis)
-    self.rms = functional.check_bool('rms', rms)
-    self.activation = self._activation(activation)
-
-  def _layout(self, shape):
-    return functional.layer_layout(shape, axis=self.axis)
-
-  def call(self, inputs, mask=None, gamma=None, beta=None):
-    return self._apply(
-      functional.layer_norm,
-      inputs,
-      mask,
-      gamma,
-      beta,
-      axis=self.axis,
-      rms=self.rms,
-      activation=self._fusable(self.activation),
-    )
-
-  def get_config(self):
-    axis = self.axis
-    return {
-      **super().get_config(),
-      'axis': axis if isinstance(axis, int) else list(axis),
-      'rms': self.rms,
-      'activation': self._serialized_activation(self.activation),
-    }
-
-
-class HeadNorm(Norm):
-  """Head normalization layer: each attention head at each position by itself.
-
-      y = (gamma * (x - mean) / sqrt(var + epsilon) + beta) * gate'
-      y = gamma * x / sqrt(mean(x ** 2) + epsilon) * gate'          if rms
-
-  with `gate' = gate_activation(gate)`, 1 without a gate. Statistics span the
-  features of one head at one position, never time or other heads, so the layer
-  is causal: for queries and keys, or for what attention returns. (A GroupNorm
-  over (batch, time, channels) would pool over time and leak the future.)
-
-  Args:
-    num_heads: Number of heads; may be left out if `head_axis` is given.
-    head_axis: The axis of the heads, features last: -2 for (batch, time, heads,
-      features), 1 for (batch, heads, time, features). `None`: heads share the
-      last axis, (..., heads * features).
-    epsilon: Positive number added to the variance.
-    center: Whether to add `beta`. No effect if `rms`.
-    scale: Whether to multiply by `gamma`.
-    beta_initializer: Initializer of `beta`.
-    gamma_initializer: Initializer of `gamma`.
-    beta_regularizer: Regularizer of `beta`, or `None`.
-    gamma_regularizer: Regularizer of `gamma`, or `None`.
-    beta_constraint: Constraint of `beta`, or `None`.
-    gamma_constraint: Constraint of `gamma`, or `None`.
-    per_head: Whether each head has its own `gamma` and `beta`, of shape (heads,
-      features), or (heads * features,) if heads share the last axis; else they
-      have shape (features,).
-    rms: Neither subtract a mean nor add an offset.
-    gate_activation: Activation of the gate, named as for `GroupNorm`; `None`:
-      the gate multiplies as it is.
-    jit_compile: As for `GroupNorm`.
-    **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
-
-  Call arguments:
-    inputs: Tensor (batch, ..., heads * features), or with `head_axis`.
-    mask: bool over leading positions, without the heads. Where it is False,
-      outputs are 0 and no gradient flows.
-    gate: Tensor of the shape of `inputs`, or `None`.
-    gamma: Scale per sample, with a batch axis in front, if `scale=False`.
-    beta: Offset per sample, with a batch axis in front, if `center=False`.
-
-  Input shape:
-    (batch, ..., heads * features); or heads on `head_axis`, features last.
-
-  Output shape:
-    That of the input, in the compute dtype of the layer.
-
-  Raises:
-    ValueError: If a shape or value does not fit; the message says which.
-    TypeError: If an argument has the wrong type.
-
-  Example:
-
-  >>> import numpy as np
-  >>> from tfgroupnorm import HeadNorm
-  >>> x = np.array([[[1.0, 3.0, 10.0, 30.0]]], "float32")  # two heads
-  >>> HeadNorm(num_heads=2, epsilon=1e-5)(x).numpy().round(2)
-  array([[[-1.,  1., -1.,  1.]]], dtype=float32)
-  >>> queries = np.ones((2, 5, 8, 64), "float32")
-  >>> qk_norm = HeadNorm(head_axis=-2, rms=True, per_head=False)
-  >>> qk_norm(queries).shape, qk_norm.gamma.shape == (64,)
-  (TensorShape([2, 5, 8, 64]), True)
-
-  References:
-    - [Henry et al., 2020](https://arxiv.org/abs/2010.04245) (queries and keys)
-    - [Sun et al., 2023](https://arxiv.org/abs/2307.08621) (output, with gate)
-  """
-
-  def __init__(
-    self,
-    num_heads=None,
-    head_axis=None,
-    epsilon=1e-3,
-    center=True,
-    scale=True,
-    beta_initializer='zeros',
-    gamma_initializer='ones',
-    beta_regularizer=None,
-    gamma_regularizer=None,
-    beta_constraint=None,
-    gamma_constraint=None,
-    *,
-    per_head=True,
-    rms=False,
-    gate_activation=None,
-    jit_compile='auto',
-    **kwargs,
-  ):
-    super().__init__(
-      epsilon=epsilon,
-      center=center,
-      scale=scale,
-      beta_initializer=beta_initializer,
-      gamma_initializer=gamma_initializer,
-      beta_regularizer=beta_regularizer,
-      gamma_regularizer=gamma_regularizer,
-      beta_constraint=beta_constraint,
-      gamma_constraint=gamma_constraint,
-      jit_compile=jit_compile,
-      **kwargs,
-    )
-    self.num_heads, self.head_axis = functional.check_heads(
-      num_heads, head_axis
-    )
-    self.per_head = functional.check_bool('per_head', per_head)
-    self.rms = functional.check_bool('rms', rms)
-    self.gate_activation = self._activation(gate_activation)
-
-  def _heads(self) -> dict[str, Any]:
-    return {
-      'num_heads': self.num_heads,
-      'head_axis': self.head_axis,
-      'per_head': self.per_head,
-    }
-
-  def _layout(self, shape):
-    return functional.head_layout(shape, **self._heads())
-
-  def call(self, inputs, mask=None, gate=None, gamma=None, beta=None):
-    return self._apply(
-      functional.head_norm,
-      inputs,
-      mask,
-      gamma,
-      beta,
-      rms=self.rms,
-      gate=gate,
-      gate_activation=self._fusable(self.gate_activation),
-      **self._heads(),
-    )
-
-  def get_config(self):
-    return {
-      **super().get_config(),
-      **self._heads(),
-      'rms': self.rms,
-      'gate_activation': self._serialized_activation(self.gate_activation),
-    }
 
 
 def custom_objects(group_norm, instance_norm, *others):

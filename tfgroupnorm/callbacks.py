@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfgroupnorm import _features, _figures, functional
+from tfgroupnorm import _checks, _features, _figures
 
 # Records, however cheap, come at least this part of the steps so far apart, so
 # that their number grows with the logarithm of the steps.
@@ -62,7 +62,7 @@ def _check_update_freq(update_freq: Any) -> int | str:
       '`update_freq` must be "auto", "epoch", "batch" or a number of steps. '
       f'Received: update_freq={update_freq!r}.'
     )
-  update_freq = functional.check_int('update_freq', update_freq)
+  update_freq = _checks.check_int('update_freq', update_freq)
   if update_freq < 1:
     raise ValueError(
       '`update_freq` must be one step or more. Received: update_freq='
@@ -173,7 +173,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
       )
     self.max_share = float(max_share)
     self.log_dir = None if log_dir is None else os.fspath(log_dir)
-    self.sample_size = functional.check_int('sample_size', sample_size)
+    self.sample_size = _checks.check_int('sample_size', sample_size)
     if self.sample_size < 1:
       raise ValueError(
         '`sample_size` must be positive. Received: sample_size='

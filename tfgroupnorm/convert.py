@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfgroupnorm import _copying, functional, models
+from tfgroupnorm import _checks, _copying, models
 from tfgroupnorm.models import Keras, Layer
 
 _CHOICES = ('gcd', 'error', 'skip')
@@ -19,7 +19,7 @@ _CHOICES = ('gcd', 'error', 'skip')
 def replace_batch_norm(
   model: Layer,
   *,
-  groups: int = functional.DEFAULT_GROUPS,
+  groups: int = _checks.DEFAULT_GROUPS,
   group_size: int | None = None,
   on_indivisible: str = 'gcd',
   verbose: bool = True,
@@ -90,14 +90,14 @@ def replace_batch_norm(
     - [Wu & He, 2018](https://arxiv.org/abs/1803.08494)
   """
   keras = _generation_of(model)
-  grouping = functional.check_groups(groups, group_size)
+  grouping = _checks.check_groups(groups, group_size)
   if on_indivisible not in _CHOICES:
     raise ValueError(
       '`on_indivisible` must be "gcd", "error" or "skip". Received: '
       f'on_indivisible={on_indivisible!r}. Use "gcd" to take the greatest '
       'common divisor with the channels.'
     )
-  functional.check_bool('verbose', verbose)
+  _checks.check_bool('verbose', verbose)
   if print_fn is not None and not callable(print_fn):
     raise TypeError(
       '`print_fn` must be a function of one text. Received: print_fn='

@@ -1,10 +1,10 @@
-"""The four layers on Keras 3; `_layer.py` says what they are."""
+"""The four layers on Keras 3; `_norms.py` says what they are."""
 
 from __future__ import annotations
 
 import keras
 
-from tfgroupnorm import _layer
+from tfgroupnorm import _layer, _norms
 
 if keras.backend.backend() != 'tensorflow':
   raise ImportError(
@@ -13,25 +13,31 @@ if keras.backend.backend() != 'tensorflow':
     'the environment before keras is imported, or "backend" in keras.json.'
   )
 
+__all__ = [
+  'GroupNorm',
+  'HeadNorm',
+  'InstanceNorm',
+  'LayerNorm',
+  'custom_objects',
+]
 
-@_layer.registered(keras, 'GroupNormalization')
-class GroupNorm(_layer.GroupNorm, keras.layers.Layer):
-  __doc__ = _layer.GroupNorm.__doc__
+
+@_layer.registered('GroupNormalization')
+class GroupNorm(_norms.GroupNorm, keras.layers.Layer):
   _keras = keras
 
 
-@_layer.registered(keras, 'InstanceNormalization')
-class InstanceNorm(_layer.InstanceNorm, GroupNorm):
-  __doc__ = _layer.InstanceNorm.__doc__
-
-
-@_layer.registered(keras, 'LayerNormalization')
-class LayerNorm(_layer.LayerNorm, keras.layers.Layer):
-  __doc__ = _layer.LayerNorm.__doc__
+@_layer.registered('InstanceNormalization')
+class InstanceNorm(_norms.InstanceNorm, GroupNorm):
   _keras = keras
 
 
-@_layer.registered(keras, 'RMSNormalization')
+@_layer.registered('LayerNormalization')
+class LayerNorm(_norms.LayerNorm, keras.layers.Layer):
+  _keras = keras
+
+
+@_layer.registered('RMSNormalization')
 class _RMSNorm(LayerNorm):
   """`LayerNorm(rms=True)`, whose weight files Keras names differently."""
 
@@ -39,9 +45,8 @@ class _RMSNorm(LayerNorm):
 LayerNorm._rms_form = _RMSNorm
 
 
-@_layer.registered(keras, 'HeadNormalization')
-class HeadNorm(_layer.HeadNorm, keras.layers.Layer):
-  __doc__ = _layer.HeadNorm.__doc__
+@_layer.registered('HeadNormalization')
+class HeadNorm(_norms.HeadNorm, keras.layers.Layer):
   _keras = keras
 
 

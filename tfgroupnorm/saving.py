@@ -9,6 +9,7 @@ a server that was not told to use XLA fails at the first request. So
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from typing import Any
@@ -17,11 +18,12 @@ import tensorflow as tf
 from absl import logging
 
 from tfgroupnorm import (
+  _checks,
   _saved_model,
   _servable,
   _verify,
   _warmup,
-  functional,
+  kernel,
 )
 
 
@@ -30,6 +32,7 @@ def export_saved_model(
   path: str | os.PathLike[str],
   *,
   jit_compile: bool = False,
+  quantizable: bool = False,
   warmup: Any = None,
 ) -> None:
   """Writes a SavedModel that stock TensorFlow Serving runs.
@@ -63,6 +66,11 @@ def export_saved_model(
       `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`; others
       will fail at the first request. Functions of a `tf.Module` are left as
       they were created.
+    quantizable: `True`: the layers of this package compute in an order that
+      bears 8 bits, for programs that quantize activations, as LiteRT does by a
+      `representative_dataset`. It is the order of `keras.layers`: where the
+      mean is large it is as inexact as they are. For a model of Keras, and not
+      with `jit_compile=True`.
     warmup: Example batches. The server runs them before the first request, and
       predictions are compared on them too. A batch is an array, or, for
       more than one input, a dict from input names to arrays; give one, or a
@@ -74,7 +82,8 @@ def export_saved_model(
     ImportError: If `warmup` is given and tensorflow-serving-api is missing.
     RuntimeError: If what was written does not pass verification.
     TypeError: If an argument has the wrong type.
-    ValueError: If the model is not built, or a batch does not fit it.
+    ValueError: If the model is not built, a batch does not fit it, or
+      `quantizable=True` comes with `jit_compile=True` or a `tf.Module`.
 
   Example:
 
@@ -92,12 +101,24 @@ def export_saved_model(
     - [SavedModel warmup](
       https://www.tensorflow.org/tfx/serving/saved_model_warmup)
   """
-  jit_compile = functional.check_bool('jit_compile', jit_compile)
+  jit_compile = _checks.check_bool('jit_compile', jit_compile)
+  quantizable = _checks.check_bool('quantizable', quantizable)
+  if quantizable and jit_compile:
+    raise ValueError(
+      'Programs that quantize do not know what XLA is to compile. Received: '
+      'quantizable=True, jit_compile=True. Export one model for each use.'
+    )
   path = _check_path(path)
   batches = _warmup.check_form(warmup)
   if batches:
     _warmup.prediction_log()
   servable = _servable.prepare(model, jit_compile, batches)
+  if quantizable and servable.root is model:
+    raise ValueError(
+      'Functions of a tf.Module are saved as they were traced, perhaps not to '
+      f'be quantized. Received: quantizable=True, {type(model).__name__}. Pass '
+      'a model of Keras.'
+    )
   if servable.specs is not None:
     batches = _warmup.check_batches(batches, servable.specs)
 
@@ -106,7 +127,8 @@ def export_saved_model(
     tf.io.gfile.makedirs(folder)
   unfinished = os.path.join(folder, f'.{name}-{uuid.uuid4().hex}')
   try:
-    _save(servable, unfinished)
+    with kernel.quantizable() if quantizable else contextlib.nullcontext():
+      _save(servable, unfinished)
     if not jit_compile:
       _saved_model.strip(unfinished)
     saved = _saved_model.read(unfinished)

@@ -1,4 +1,4 @@
-"""The four layers on tf-keras (Keras 2); `_layer.py` says what they are."""
+"""The four layers on tf-keras (Keras 2); `_norms.py` says what they are."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ except ImportError as error:
     'Run `pip install tf-keras`, or import from `tfgroupnorm` for Keras 3.'
   ) from error
 
-from tfgroupnorm import _layer
+from tfgroupnorm import _layer, _norms
+
+__all__ = [
+  'GroupNorm',
+  'HeadNorm',
+  'InstanceNorm',
+  'LayerNorm',
+  'custom_objects',
+]
 
 
-def _doc(layer: type) -> str:
-  return (layer.__doc__ or '').replace(
-    'from tfgroupnorm import', 'from tfgroupnorm.tf_keras import'
-  )
-
-
-@_layer.registered(tf_keras, 'GroupNormalization')
-class GroupNorm(_layer.GroupNorm, tf_keras.layers.Layer):
-  __doc__ = _doc(_layer.GroupNorm)
+@_layer.registered('GroupNormalization')
+class GroupNorm(_norms.GroupNorm, tf_keras.layers.Layer):
   _keras = tf_keras
 
 
-@_layer.registered(tf_keras, 'InstanceNormalization')
-class InstanceNorm(_layer.InstanceNorm, GroupNorm):
-  __doc__ = _doc(_layer.InstanceNorm)
-
-
-@_layer.registered(tf_keras, 'LayerNormalization')
-class LayerNorm(_layer.LayerNorm, tf_keras.layers.Layer):
-  __doc__ = _doc(_layer.LayerNorm)
+@_layer.registered('InstanceNormalization')
+class InstanceNorm(_norms.InstanceNorm, GroupNorm):
   _keras = tf_keras
 
 
-@_layer.registered(tf_keras, 'RMSNormalization')
+@_layer.registered('LayerNormalization')
+class LayerNorm(_norms.LayerNorm, tf_keras.layers.Layer):
+  _keras = tf_keras
+
+
+@_layer.registered('RMSNormalization')
 class _RMSNorm(LayerNorm):
   """`LayerNorm(rms=True)`, whose weight files Keras names differently."""
 
@@ -44,9 +44,8 @@ class _RMSNorm(LayerNorm):
 LayerNorm._rms_form = _RMSNorm
 
 
-@_layer.registered(tf_keras, 'HeadNormalization')
-class HeadNorm(_layer.HeadNorm, tf_keras.layers.Layer):
-  __doc__ = _doc(_layer.HeadNorm)
+@_layer.registered('HeadNormalization')
+class HeadNorm(_norms.HeadNorm, tf_keras.layers.Layer):
   _keras = tf_keras
 
 

@@ -4,12 +4,14 @@ One way through, a room each:
 
   normalize
     -> tensorflow/dispatch.py   op by op or compiled, and for which platform
+                                (and gamma, beta as its form wants them)
     -> tensorflow/gradient.py   a gradient of any order attached
     -> passes.py                forward and backward: lay out, compute, leave
     -> forms/                   a platform's layout, order and sums, chosen once
     -> operands.py, layout.py   tensors and sizes laid out; groups; masks
     -> formula.py               THE MATHS: start to read here
-         orders.py, near.py     orders of computation that keep all digits
+         orders.py, near.py     orders of computation that keep all digits; the
+                                k near the mean that they subtract
          line.py                d * scale + offset, which costs no pass over x
          activations.py         functions that run inside, and derivatives
     -> framework.py             `xp`: array operations under NumPy's names
@@ -27,7 +29,9 @@ from tfgroupnorm.kernel.operands import compute_dtype
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.tensorflow import dispatch
 
-__all__ = ['Spec', 'compute_dtype', 'normalize']
+__all__ = ['Spec', 'compute_dtype', 'normalize', 'op_by_op', 'quantizable']
+
+op_by_op, quantizable = dispatch.op_by_op, dispatch.quantizable
 
 
 def normalize(
@@ -55,10 +59,10 @@ def normalize(
       not in the statistics, the result is 0 and so is the gradient.
     jit_compile: `True`: compiled by XLA; `False`: plain; `'auto'`: compiled
       where that works, no size but the batch's is unknown, and, in a graph for
-      a CPU, `x` has not one of the few sizes that gain nothing; eagerly, and
-      in a graph that does not know the batch, when a shape has come often
-      enough. A function that is being saved stays plain,
-      and so does one that is compiled as a whole.
+      a CPU, `x` does not have one of the few sizes that gain nothing; eagerly,
+      and in a graph that does not know the batch, when a shape has come often
+      enough. A function that is being saved stays plain, and so does one that
+      is compiled as a whole.
 
   Returns:
     A tensor of the shape of `x`, and of its dtype unless `spec.wide`.

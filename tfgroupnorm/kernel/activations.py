@@ -54,7 +54,8 @@ def _gelu_tanh(z):
 
 
 def _d_gelu_tanh(z):
-  z = xp.clip(z, -100.0, 100.0)  # Beyond it is 0 or 1, and z * z inf.
+  # Beyond these the result is 0 or 1, and z * z would overflow.
+  z = xp.clip(z, -100.0, 100.0)
   t = _tanh_of_cubic(z)
   slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z * z)
   return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * slope

@@ -11,7 +11,8 @@ all in which batch, layer, instance and group normalization differ (equations 3,
     z    = gamma * xhat + beta                               (6)
     y    = activation(z) * gate_activation(gate)
 
-and with dy the gradient of the loss with respect to y, and so on,
+RMS normalization leaves out the mean: xhat = x / sqrt(E[x^2] + epsilon). With
+dy the gradient of the loss with respect to y, and so on,
 
     dz     = dy * gate_activation(gate) * activation'(z)
     dgate  = dy * activation(z) * gate_activation'(gate)
@@ -20,9 +21,14 @@ and with dy the gradient of the loss with respect to y, and so on,
     dxhat  = dz * gamma
     dx     = (dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd
 
-Below, `o` has all tensors laid out so that they broadcast, and E is `o.mean`.
-An `Order` says in which order these are computed; this one is the textbook's,
-`orders.py` has those that keep all digits or read x less often.
+and without E[dxhat] for RMS.
+
+Below, `o` has all tensors, laid out for each other; E is `o.mean`, and
+`o.spread` brings what belongs to a group back to its channels. xhat is a
+`Line`, d * scale + offset with only d as large as x, so that gamma and beta can
+be folded into small tensors. An `Order` says in which order statistics and
+gradient are computed. The two here are the textbook's; `orders.py` has those
+that keep all digits, `forms/` those of a platform.
 
 References:
   - Group Normalization, Wu & He, 2018, https://arxiv.org/abs/1803.08494
@@ -52,7 +58,7 @@ def forward(o: Operands, order: Order) -> tuple[xp.Array, tuple]:
 
 def affine(o: Operands, xhat: Line) -> xp.Array:
   """z = gamma * xhat + beta."""
-  if o.layout.per_channel:  # Then it changes nothing that is as large as x.
+  if o.layout.per_channel:  # Then both are folded into scale and offset.
     return xhat.affine(o.gamma, o.beta).value
   return Line(xhat.value, o.gamma, o.beta).value
 
@@ -76,12 +82,11 @@ def backward(
   statistics = order.wait(statistics, dy)
   xhat = order.xhat(o, o.x, statistics, d)
   back = Cotangents(o, statistics, dy, upstream, xhat)
-  dgate = back.dgate
   dgamma, dbeta, means = order.sums_of_gradients(back)
-  return order.dx(back, means), dgamma, dbeta, dgate
+  return order.dx(back, means), dgamma, dbeta, back.dgate
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Cotangents:
   """The chain rule from dy back to xhat, each step taken when asked for.
 
@@ -131,10 +136,11 @@ class Order:
   """In which order statistics and gradient are computed: the textbook's.
 
   Reads x twice for its statistics. float32 cannot hold a large mean to the last
-  digit of a small deviation, so it is off by 5e-2 for values of 1e4 +- 1e-2.
+  digit of a small deviation: for values of 1e4 +- 1e-2, xhat is off by up to
+  5e-2.
 
   Attributes:
-    sums: How the compiler in charge wants numbers added up.
+    sums: How the compiler in charge wants numbers added up; `o` uses it.
   """
 
   def __init__(self, sums: Any):
@@ -160,7 +166,10 @@ class Order:
     return self.xhat(o, o.x, statistics, d), statistics
 
   def wait(self, statistics: tuple, dy: xp.Array) -> tuple:
-    """The statistics, where need be not before dy is there."""
+    """The statistics; a platform may hold them back until dy is there.
+
+    Lest its compiler share work on them with the forward pass.
+    """
     return statistics
 
   def sums_of_gradients(self, back: Cotangents) -> tuple:
@@ -171,30 +180,52 @@ class Order:
 
   def dx(self, back: Cotangents, means: tuple | None) -> xp.Array:
     """(dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd."""
+    o, xhat = back.o, back.xhat
     if means is None:
-      mean = back.o.mean(back.dxhat)
-      mean_with_d = back.o.mean(back.dxhat * back.xhat.d)
-      means = mean, back.xhat.sum_of_products(mean, mean_with_d)
+      mean = o.spread(o.mean(back.dxhat))
+      mean_with_d = o.spread(o.mean(back.dxhat * xhat.d))
+      means = mean, xhat.sum_of_products(mean, mean_with_d)
     return multiplied_out(self.remake(back), *means)
 
   def remake(self, back: Cotangents) -> Cotangents:
-    """`at`, or the same from x read again where that is cheaper."""
+    """`back`, or the same from an xhat that is cheaper made again than read."""
     return back
 
 
+class AboutZero(Order):
+  """RMS normalization, likewise: xhat = x / sqrt(E[x^2] + epsilon)."""
+
+  def statistics(self, o: Operands):
+    x = o.counted_only(o.x)
+    return (xp.rsqrt(o.mean(x * x) + o.epsilon),), None
+
+  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
+    (rstd,) = statistics
+    return Line(o.valid(x), o.spread(rstd))
+
+  def dx(self, back: Cotangents, means):
+    if means is None:
+      mean_with_x = back.o.spread(back.o.mean(back.dxhat * back.xhat.d))
+      mean_xhat = back.xhat.sum_of_products(None, mean_with_x)
+    else:
+      _, mean_xhat = means
+    return multiplied_out(self.remake(back), None, mean_xhat)
+
+
 def sums_per_channel(back: Cotangents) -> tuple:
-  """dgamma, dbeta, (E[dxhat], E[dxhat * xhat]) of one pass over x and dy.
+  """dgamma, dbeta, (E[dxhat], E[dxhat * xhat]) from one pass over x and dy.
 
   Where gamma and beta are constant along the reduced axes, the same two sums
   for each channel give all of them.
   """
   o, xhat = back.o, back.xhat
   sum_, sum_with_d = o.add_up(back.dz, back.dz * xhat.d)
-  sums = sum_, xhat.sum_of_products(sum_, sum_with_d)
+  sum_with_xhat = xhat.sum_of_products(sum_, sum_with_d)
   means = [
-    o.spread(o.groups.mean_of_channels(o.times_gamma(t) / o.channel_size)) for t in sums
+    o.spread(o.groups.mean_of_channels(o.times_gamma(t) / o.channel_size))
+    for t in (sum_, sum_with_xhat)
   ]
-  return *o.channels_to_parameters(*reversed(sums)), means
+  return *o.channels_to_parameters(sum_with_xhat, sum_), means
 
 
 def multiplied_out(back: Cotangents, mean, mean_xhat) -> xp.Array:

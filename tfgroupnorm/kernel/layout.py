@@ -16,8 +16,7 @@ from typing import Any
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.spec import Spec
 
-# Longest row whose statistics are taken from itself in two steps, and not from
-# a part of it first.
+# Longest row that is read twice for its statistics: it stays in the cache.
 _ROW = 8192
 
 
@@ -67,16 +66,16 @@ class Layout:
   def moved(self, place: Callable[[int], int], **changes) -> Spec:
     """`spec` with axis i at `place(i)`."""
 
-    def moved(axes):
+    def places(axes):
       return tuple(sorted({place(i) for i in axes}))
 
     spec = self.spec
     changes = {
       'split': (place(spec.split[0]), spec.split[1]) if spec.split else None,
-      'axes': moved(spec.axes),
-      'gamma_axes': moved(spec.gamma_axes),
-      'beta_axes': moved(spec.beta_axes),
-      'mask_axes': moved(spec.mask_axes),
+      'axes': places(spec.axes),
+      'gamma_axes': places(spec.gamma_axes),
+      'beta_axes': places(spec.beta_axes),
+      'mask_axes': places(spec.mask_axes),
       **changes,
     }
     return dataclasses.replace(spec, **changes)
@@ -147,6 +146,10 @@ class Alone:
     """Channels -> groups, by their mean; all have the same size."""
     return t
 
+  def first(self, t: xp.Array) -> xp.Array:
+    """Channels -> groups, by the first of each."""
+    return t
+
   def spread(self, s: xp.Array) -> xp.Array:
     """Groups -> channels: the result broadcasts with x."""
     return s
@@ -167,7 +170,7 @@ class SideBySide:
 
   def mean_of_channels(self, t: xp.Array) -> xp.Array:
     """Channels -> groups, by their mean; all have the same size."""
-    # Divided first: a TPU would do it in a kernel of its own.
+    # Divided first: dividing their sum would be one more kernel on a TPU.
     quotients = self._apart(t) / divisor([self.size], t.dtype)
     return xp.sum(quotients, self.axis + 1)
 

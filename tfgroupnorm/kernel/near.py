@@ -23,7 +23,10 @@ _SAMPLING = 16
 
 
 def part(o: Operands) -> xp.Array:
-  """One part in `_SAMPLING` of `x` as it came; one element where x is short."""
+  """One part in `_SAMPLING` of `x` as it came, along its first long axis.
+
+  Where all are short, one element along the first.
+  """
   sizes = o.narrow.shape
   places = [slice(None)] * len(sizes)
   long = [i for i in o.axes if sizes[i] is None or sizes[i] >= _SAMPLING]
@@ -41,11 +44,11 @@ def element_and_mean(o: Operands, some: xp.Array) -> xp.Array:
 
   These are exact zeros if the channel is constant.
   """
-  first, wide = (xp.astype(t, o.dtype) for t in (_first(o, some), some))
-  return first + o.add_up(wide - first)[0] / o.size(wide)
+  one, wide = (xp.astype(t, o.dtype) for t in (first(o, some), some))
+  return one + o.add_up(wide - one)[0] / o.size(wide)
 
 
-def _first(o: Operands, t: xp.Array) -> xp.Array:
+def first(o: Operands, t: xp.Array) -> xp.Array:
   """The first element of each channel; 0 where there is none."""
   rank = len(t.shape)
   one = t[tuple(slice(0, 1 if i in o.axes else None) for i in range(rank))]
@@ -70,7 +73,7 @@ def clamped_mean(o: Operands, x: xp.Array, counted=None) -> xp.Array:
   (mean,) = o.add_up(x / o.size(x, counted))
   low, high = o.extreme(xp.min, low), o.extreme(xp.max, high)
   mean = xp.minimum(xp.maximum(mean, low), high)
-  if counted is None and all(x.shape):
+  if counted is None and all(x.shape[i] for i in o.axes):
     return mean
   return xp.where(low > high, zero, mean)  # Of nothing it is 0.
 
@@ -91,7 +94,8 @@ def fullest_part(o: Operands) -> tuple[xp.Array, xp.Array]:
   """
   axis, mask = masked_axis(o), o.layout.spec.mask_axes
   if not all(i in o.axes for i in mask if i > axis):
-    return o.x, o.counted  # What is reduced differs between positions.
+    # Later positions are not reduced: the fullest part may differ among them.
+    return o.x, o.counted
   dims, counted = o.layout.dims, xp.shape(o.counted)
   before, length = dims[:axis], dims[axis]
   samples = functools.reduce(operator.mul, before, 1)

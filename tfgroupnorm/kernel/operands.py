@@ -1,12 +1,14 @@
 """The kernel's arguments as tensors laid out, and what is summed over them.
 
-A tensor is as large as x (elements), or has one number for each channel, or for
-each group. All have the rank of x, so that they broadcast: a channel has size 1
-on the reduced axes, a group besides on what it shares a split axis with.
+All have the rank of x. A tensor is as large as x (elements), or has a number
+for each channel, with size 1 on the reduced axes: both broadcast with each
+other. Or it has a number for each group: on a split axis as many as there are
+groups, and `spread` brings them to the channels.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +36,6 @@ class Operands:
     gamma, beta, gate, mask: Laid out too, or `None`.
     counted: The mask where it leaves out some elements of a group; else `None`,
       as such a mask does not touch the group's statistics.
-    channel_size: How many elements count in each channel.
   """
 
   def __init__(self, form, x, gamma, beta, gate, mask):
@@ -54,10 +55,18 @@ class Operands:
     self.mask = self._lay(mask, spec.mask_axes, xp.bool_)
     self.counted = self.mask if self.layout.partly_masked else None
     if self.counted is None:
-      # Nor may what it hides: NaN would come back by gradients of gradients.
+      # Nor may what it hides stay in x: NaN would come back by gradients of
+      # gradients.
       self.x = self.valid(self.x)
     self.gate = None if gate is None else self.valid(self.enter(gate))
-    self.channel_size = self.size(self.x, self.counted)
+    if self.counted is not None:
+      # Here: XLA orders operations by when they were made.
+      _ = self.channel_size
+
+  @functools.cached_property
+  def channel_size(self) -> xp.Array:
+    """How many elements count in each channel; a scalar but for a mask."""
+    return self.size(self.x, self.counted)
 
   def _reshaped(self, t: xp.Array) -> xp.Array:
     return xp.reshape(t, self.layout.dims) if self.layout.reshaped else t
@@ -76,6 +85,9 @@ class Operands:
     if p is None:
       return None
     dims = self.layout.dims
+    last = tuple(range(len(dims) - len(axes), len(dims)))
+    if self._sums.broadcasts and axes == last and xp.rank(p) == len(axes):
+      return xp.astype(p, dtype)
     shape = [n if i in axes else 1 for i, n in enumerate(dims)]
     return xp.astype(xp.reshape(p, shape), dtype)
 
@@ -118,7 +130,11 @@ class Operands:
 
   def mean(self, t: xp.Array) -> xp.Array:
     """E[t]: elements -> groups."""
-    return self.groups.mean_of_channels(self.add_up(t)[0] / self.channel_size)
+    if self.counted is None:
+      t = self._sums.mean(t, self.axes, lambda: self.channel_size)
+    else:
+      t = self.add_up(t)[0] / self.channel_size
+    return self.groups.mean_of_channels(t)
 
   def spread(self, s: xp.Array) -> xp.Array:
     """Groups -> channels: the result broadcasts with `x`."""

@@ -14,30 +14,11 @@ the result does not depend on k: no gradient goes through it.
 from __future__ import annotations
 
 from tfgroupnorm.kernel import near
-from tfgroupnorm.kernel.formula import Cotangents, Order, multiplied_out
+from tfgroupnorm.kernel.formula import Order
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.layout import SideBySide
 from tfgroupnorm.kernel.line import Line
 from tfgroupnorm.kernel.operands import Operands
-
-
-class AboutZero(Order):
-  """RMS normalization: xhat = x / sqrt(E[x^2] + epsilon); no mean at all."""
-
-  def statistics(self, o: Operands):
-    x = o.counted_only(o.x)
-    return (xp.rsqrt(o.mean(x * x) + o.epsilon),), None
-
-  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
-    (rstd,) = statistics
-    return Line(o.valid(x), o.spread(rstd))
-
-  def dx(self, back: Cotangents, means):
-    if means is None:
-      mean_xhat = back.xhat.sum_of_products(None, back.o.mean(back.dxhat * back.xhat.d))
-    else:
-      _, mean_xhat = means
-    return multiplied_out(self.remake(back), None, mean_xhat)
 
 
 class TwoPass(Order):
@@ -95,7 +76,9 @@ class OnePass(Order):
     if o.counted is None:
       k = o.valid(k)
     d, e = self.differences(o.x, k)
-    delta, square = self.mean_and_square(o, o.counted_only(d), o.counted_only(e))
+    delta, square = self.mean_and_square(
+      o, o.counted_only(d), o.counted_only(e)
+    )
     return self.combined(o, k, delta, variance(delta, square)), e
 
   def combined(self, o: Operands, k, delta, var) -> tuple:
@@ -125,5 +108,5 @@ def variance(mean: xp.Array, square: xp.Array) -> xp.Array:
 
 
 def of_quotients(o: Operands, d, e) -> list[xp.Array]:
-  """As `OnePass.mean_and_square`, for compilers that would divide in another kernel."""
+  """`OnePass.mean_and_square`, for compilers that divide in a kernel apart."""
   return o.add_up(d / o.channel_size, e * (e / o.channel_size))

@@ -22,14 +22,16 @@ class Spec:
       `None`: `x` is taken as it is.
     gamma_axes: Axes of `x` that `gamma` spans, ascending; empty: no `gamma`.
     beta_axes: The same for `beta`.
-    mask_axes: The same for `mask`.
+    mask_axes: The same for `mask`; never the split axis.
     epsilon: Added to the variance, inside the root.
     rms: Statistics about zero instead of about the mean.
     activation: A name in `activations.ACTIVATIONS`, or `None`.
     gate_activation: The same for the gate.
     wide: Leave the result in the dtype of the computation.
-    platform: `'CPU'`, `'GPU'` or `'TPU'`: whose XLA compiles this. `None`: it
-      runs op by op.
+    platform: Whose XLA compiles this, a name in `forms.PLATFORMS`. `None`: it
+      runs op by op, or for a device that has no form.
+      `'quantizable'`: op by op, in programs that round each tensor to 8 or 16
+      bits.
   """
 
   axes: tuple[int, ...]

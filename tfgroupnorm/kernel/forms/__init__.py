@@ -1,11 +1,14 @@
 """Forms: how each platform's compiler wants the maths, chosen once.
 
-A form is a layout of x, an order of computation (`orders.py`, or a platform's
-own) and the sums of the platform, which its order holds. A new platform is a
-file beside these and a line in `_PLATFORMS`.
+A form is a layout of x, an order of computation (of `formula.py`, `orders.py`
+or a platform's own) and the sums of the platform, which its order holds.
+`plain.py`, `cpu.py`, `gpu.py` and `tpu.py` have what is a platform's own, and
+what its compiler does that asks for it; `lanes.py` is a TPU's form for heads,
+`sums.py` what a platform says of its sums, `xla.py` what serves all that XLA
+compiles for.
 
-References to what each platform's compiler does, and what that cost, stand in
-its file.
+A new platform is a file beside these and an entry in `_FORMS`.
+`tests/form_textbook_test.py` makes one of the textbook's order and plain sums.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from tfgroupnorm.kernel import formula, orders
 from tfgroupnorm.kernel import layout as layouts
-from tfgroupnorm.kernel import orders
-from tfgroupnorm.kernel.forms import cpu, gpu, lanes, plain, tpu
+from tfgroupnorm.kernel.forms import cpu, gpu, lanes, plain, quantizable, tpu
 from tfgroupnorm.kernel.formula import Order
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.layout import Layout
@@ -55,39 +58,51 @@ def _in_lanes(one_pass: Order) -> Platform:
   )
 
 
-_PLATFORMS = {
-  None: Platform(
-    about_zero=orders.AboutZero(plain.SUMS),
-    rows=orders.TwoPass(plain.ROWS),
-    others=orders.OnePass(plain.SUMS),
-  ),
-  'CPU': Platform(
-    lay_out=layouts.merged,
-    about_zero=orders.AboutZero(cpu.SUMS),
-    rows=cpu.TwoPass(cpu.SUMS),
-    others=orders.OnePass(cpu.SUMS),
+# By platform, in the order in which a framework that has several takes them.
+_FORMS: dict[str | None, Platform] = {
+  'TPU': Platform(
+    about_zero=formula.AboutZero(tpu.SUMS),
+    rows=tpu.OnePass(tpu.SUMS),
+    others=tpu.OnePass(tpu.SUMS),
   ),
   'GPU': Platform(
     about_zero=gpu.AboutZero(gpu.SUMS),
     rows=gpu.Chain(gpu.SUMS),
     others=gpu.TwoSigns(gpu.SUMS),
   ),
-  'TPU': Platform(
-    about_zero=orders.AboutZero(tpu.SUMS),
-    rows=tpu.OnePass(tpu.SUMS),
-    others=tpu.OnePass(tpu.SUMS),
+  'CPU': Platform(
+    lay_out=layouts.merged,
+    about_zero=formula.AboutZero(cpu.SUMS),
+    rows=cpu.TwoPass(cpu.SUMS),
+    others=orders.OnePass(cpu.SUMS),
   ),
-  'TPU, lanes': _in_lanes(lanes.OnePass()),
-  'TPU, lanes of bfloat16': _in_lanes(lanes.OfBfloat16()),
 }
+PLATFORMS = tuple(_FORMS)
+
+# Where nothing is compiled.
+_FORMS |= {
+  None: Platform(
+    about_zero=formula.AboutZero(plain.SUMS),
+    rows=orders.TwoPass(plain.ROWS),
+    others=plain.OnePass(plain.SUMS),
+    groups=plain.groups,
+  ),
+  'quantizable': Platform(
+    about_zero=quantizable.ABOUT_ZERO,
+    rows=quantizable.OTHERS,
+    others=quantizable.OTHERS,
+    groups=plain.groups,
+  ),
+}
+
+_LANES = _in_lanes(lanes.OnePass())
+_LANES_OF_BFLOAT16 = _in_lanes(lanes.OfBfloat16())
 
 
 def _platform(layout: Layout) -> Platform:
-  name = layout.spec.platform
-  if name == 'TPU' and lanes.fit(layout):
-    narrow = layout.dtype == xp.bfloat16
-    name = 'TPU, lanes of bfloat16' if narrow else 'TPU, lanes'
-  return _PLATFORMS[name]
+  if layout.spec.platform == 'TPU' and lanes.fit(layout):
+    return _LANES_OF_BFLOAT16 if layout.dtype == xp.bfloat16 else _LANES
+  return _FORMS[layout.spec.platform]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """For XLA:CPU, which vectorizes elementwise work and few reductions.
 
-The sum of an expression it computes one number at a time, four times as slowly,
+It computes the sum of an expression one number at a time, four times as slowly,
 or writes the expression out; two sums of one tensor are two passes; loops over
 four axes take half as long again as over three. So:
 
@@ -37,9 +37,12 @@ _SLICE_ROWS = 33
 # 16 x 60 x 1024 takes 1.8 ms, not 5.1; of 16 x 100 x 2048 7.9, not 10.8.
 _TWO_SUMS = range(56, 5 * _SLICE_ROWS)
 
-# Longest row that XLA:CPU sums fastest as a product with ones, up to there it
-# fuses what is summed into it; and how it cuts rows that are powers of two.
-_PRODUCT, _PIECE = 3968, 512
+# Longest row that is summed fastest as a product with ones: up to there XLA:CPU
+# fuses into it what is summed.
+_PRODUCT = 3968
+
+# Pieces into which longer rows are cut, if they are a power of two.
+_PIECE = 512
 
 # Longest row whose sum LLVM reorders.
 _SHORT = 64
@@ -49,7 +52,7 @@ class TwoPass(orders.TwoPass):
   """The mean first, with an element that XLA:CPU does not pick again."""
 
   def element(self, o: Operands) -> xp.Array:
-    """The larger of two that are the smaller of two.
+    """max(min(a, b), min(c, d)) of four elements: no outlier, if one is.
 
     By reductions: what these bring XLA keeps, else it picks anew for each
     element of the row. In rows of 3, 5, 6 and 9 a low outlier in the middle

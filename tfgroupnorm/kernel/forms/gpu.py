@@ -8,7 +8,7 @@ sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
   - An x - k that several kernels want it writes out for all of them: a step
     moves 10 to 12 T, not 8. So x - k is made twice, of either sign
     (`TwoSigns`), and for the gradient once more from x (`_Remakes`).
-  - Of reductions one after the other, each of what came before, it makes one
+  - Several reductions in sequence, each of what the last one left, become one
     kernel that holds a row in registers: 2 T forward, not 4 (`Chain`).
 """
 
@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-from tfgroupnorm.kernel import near, orders
+from tfgroupnorm.kernel import formula, near, orders
 from tfgroupnorm.kernel.forms import xla
 from tfgroupnorm.kernel.forms.sums import Sums
 from tfgroupnorm.kernel.formula import Cotangents, Order
@@ -26,10 +26,13 @@ from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.line import Line
 from tfgroupnorm.kernel.operands import Operands
 
-# Longest column that XLA:GPU is left to add up in one stage, and longest piece
-# of one in two. It pads and copies columns of 4096, depending on how many there
-# are; of the two sums of masked columns of 784 it makes two passes.
-_COLUMN, _PIECE = 256, 800
+# Longest column that is added up in one stage: of the two sums of masked
+# columns of 784 it makes two passes.
+_COLUMN = 256
+
+# Longest piece of a column in two stages: it pads and copies columns of 4096,
+# depending on how many there are.
+_PIECE = 800
 
 
 def _staged(reduce: Callable, t: xp.Array, axes: Sequence[int]) -> xp.Array:
@@ -64,7 +67,7 @@ SUMS = Sums(
 
 
 class _Remakes(Order):
-  """x behind dy: what the sums made of it is cheaper made again than read."""
+  """xhat from x again, behind dy: what the sums made of x is dearer to read."""
 
   def remake(self, back: Cotangents) -> Cotangents:
     x = xla.after(back.o.x, back.dy)
@@ -72,7 +75,7 @@ class _Remakes(Order):
     return dataclasses.replace(back, xhat=xhat)
 
 
-class AboutZero(_Remakes, orders.AboutZero):
+class AboutZero(_Remakes, formula.AboutZero):
   """RMS normalization with x read again for its gradient."""
 
 
@@ -107,7 +110,11 @@ class Chain(orders.TwoPass):
   """
 
   def _chain(self, o: Operands, x: xp.Array) -> tuple[xp.Array, xp.Array]:
-    """`(xhat, rstd)`; k is the largest element plus the mean distance to it."""
+    """`(xhat, rstd)`.
+
+    The mean is taken as an element plus the mean distance to it, which is exact
+    for equal numbers; a largest one is found by a reduction, as the rest is.
+    """
     largest = xp.max(x, o.axes, keepdims=True)
     d = x - (largest + o.mean(x - largest))
     d -= o.mean(d)
@@ -137,8 +144,8 @@ def _near_mean(o: Operands) -> xp.Array:
   # Cut out before x is laid out: XLA:GPU reads all of a tensor of another shape
   # for a part of it. A step of heads of 64 moves 8.20 times the size of x, and
   # 8.26 times if a reduction finds the middle of the two.
-  at, _ = o.layout.spec.view
-  before, size = [slice(None)] * at, o.layout.dims[at + 1]
+  axis, _ = o.layout.spec.view
+  before, size = [slice(None)] * axis, o.layout.dims[axis + 1]
   a, b = (o.source[(*before, slice(i, None, size))] for i in (0, size // 2))
-  a, b = (xp.astype(xp.expand_dims(t, at + 1), o.dtype) for t in (a, b))
+  a, b = (xp.astype(xp.expand_dims(t, axis + 1), o.dtype) for t in (a, b))
   return a / 2 + b / 2

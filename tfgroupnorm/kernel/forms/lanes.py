@@ -7,8 +7,8 @@ number of a head back to each of them: 460 kilocycles forward on a v5e, not 740;
 1040 with heads of 256 features, not 5000.
 
 TensorFlow's products round their operands to bfloat16 on a TPU, to 8 bits. So
-they are cut into pieces: three hold a float32, two of them 16 bits. NaN or
-infinity in one group reaches the others of its row, by 0 * NaN.
+they are cut into pieces: three hold a float32, two of them 16 bits. NaN in
+one group reaches the others of its row, by 0 * NaN.
 """
 
 from __future__ import annotations
@@ -83,19 +83,19 @@ class Lanes:
     of_group = self._channel // self.size == xp.arange(self.groups)
     self._of_group = xp.astype(of_group, xp.float32)
 
-  def _product(self, t, matrix, count):
+  def _product(self, t, matrix, number):
     return xp.add_all(
-      [xp.tensordot(piece, matrix, 1) for piece in pieces(t, count)]
+      [xp.tensordot(piece, matrix, 1) for piece in pieces(t, number)]
     )
 
-  def mean_of_channels(self, t: xp.Array, count: int = 2) -> xp.Array:
-    """Channels -> groups, by their mean, of `count` pieces.
+  def mean_of_channels(self, t: xp.Array, number: int = 2) -> xp.Array:
+    """Channels -> groups, by their mean, from a `number` of pieces.
 
     Two are enough for squares and gradients: what they leave out is random.
     """
     # What is infinite in one group would make the others NaN.
     t = xp.clip(t, -3e38, 3e38)
-    return self._product(t, self._of_group, count) / self.size
+    return self._product(t, self._of_group, number) / self.size
 
   def mean_square(self, t: xp.Array) -> xp.Array:
     """Of the squares: infinite again where one of them was."""
@@ -124,13 +124,13 @@ class Lanes:
     return xp.tensordot(side_by_side, matrix, 1)
 
 
-def pieces(t: xp.Array, count: int) -> list[xp.Array]:
-  """`count` tensors that add up to `t`, all but the last of 8 bits.
+def pieces(t: xp.Array, number: int) -> list[xp.Array]:
+  """A `number` of tensors that add up to `t`, all but the last of 8 bits.
 
   By masks: XLA takes a cast to bfloat16 and back for nothing.
   """
   result = []
-  for _ in range(count - 1):
+  for _ in range(number - 1):
     bits = xp.bitcast(t, xp.uint32) + xp.asarray(0x8000, xp.uint32)
     bits = xp.bitwise_and(bits, xp.asarray(0xFFFF0000, xp.uint32))
     result.append(xp.bitcast(bits, xp.float32))
@@ -159,8 +159,9 @@ class _InLanes(Order):
     o, xhat, scale = back.o, back.xhat.value, back.xhat.scale
     mean_xhat = o.mean(back.dxhat * xhat)
     dx = back.dxhat - xhat * o.spread(mean_xhat) - o.spread(o.mean(back.dxhat))
-    # Spread anew where there is an offset: a step of heads takes a v5e 1650
-    # kilocycles, not 1730. Where there is none, in bfloat16, 1070, not 1190.
+    # Spread again, not kept, where there is an offset: a step of heads takes a
+    # v5e 1650 kilocycles, not 1730. Kept where there is none, in bfloat16:
+    # 1070, not 1190.
     if back.xhat.offset is not None:
       scale = o.spread(xla.after(back.statistics[-1], mean_xhat))
     return dx * scale

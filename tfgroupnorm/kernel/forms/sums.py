@@ -23,15 +23,24 @@ def as_it_is(t: xp.Array) -> xp.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Sums:
-  """The reductions of one platform; by default as the framework has them.
+  """How a platform adds up tensors as large as x; small ones are just summed.
+
+  By default as the framework has it.
 
   Attributes:
     add_up: (tensors, axes) -> sums with the axes kept. One tensor or two, which
       a platform may add up together.
     extreme: (`xp.min` or `xp.max`, t, axes) -> that, with the axes kept.
     opaque: t -> t, which the compiler does not see to be the same.
+    broadcasts: Whether gamma and beta on the last axes of x may come without
+      the axes before these.
   """
 
   add_up: Callable[[Sequence[xp.Array], Sequence[int]], Any] = add_up
   extreme: Callable[[Callable, xp.Array, Sequence[int]], xp.Array] = extreme
   opaque: Callable[[xp.Array], xp.Array] = as_it_is
+  broadcasts: bool = False
+
+  def mean(self, t: xp.Array, axes: Sequence[int], size: Callable) -> xp.Array:
+    """Of `size()` elements on `axes`, which are kept."""
+    return self.add_up([t], axes)[0] / size()

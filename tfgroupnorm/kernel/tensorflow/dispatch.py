@@ -5,10 +5,12 @@ The rules of `jit_compile`, one function for each question they ask.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 from absl import logging
@@ -31,9 +33,90 @@ _COMPILATION, _CALL = 20_000_000, 1_000_000
 # (1,128,768) 0.63 and 0.76. Of fewer it cuts few loops.
 _NO_GAIN = {2: range(2**13, 2**16 + 1), 4: range(2**15, 2**16 + 1)}
 
+# Names the nodes that call what is compiled. Nothing of ours runs when such a
+# graph is converted to ONNX; but ONNX Runtime shows this when it refuses it.
+_REMEDY = 'xla_unless_traced_under_tfgroupnorm.op_by_op'
+
 # Most shapes that eager calls compile one kind of layer for; most not compiled
 # yet whose calls are counted.
 _MOST_SHAPES, _MOST_COUNTED = 8, 1000
+
+
+# Of the thread that says so: others may be training.
+_op_by_op = contextvars.ContextVar('tfgroupnorm.op_by_op', default=False)
+
+
+@contextlib.contextmanager
+def op_by_op() -> Iterator[None]:
+  """Under it nothing is compiled: for functions that other programs will run.
+
+  Programs that convert a graph, to ONNX or to LiteRT for example, do not know
+  what XLA is to compile, and some write a file then that nothing can read.
+  Trace what they are given under this context manager: it is
+  `jit_compile=False` for all layers and functions of this package, of either
+  Keras, whatever they say themselves, `True` too.
+
+  It holds in this thread, for what is traced or called inside it, and may be
+  nested. A `tf.function` that was traced before, by a call or by
+  `get_concrete_function`, keeps the trace that it has, here too: make a new
+  `tf.function` of the same Python function, or of the model, inside. What was
+  traced inside stays op by op outside.
+
+  SavedModels need none of this, however they are made, and no program that
+  makes one on its way: `export_saved_model`, `model.export` and
+  `TFLiteConverter.from_keras_model` among them.
+
+  Example:
+
+  >>> import tensorflow as tf
+  >>> from tfgroupnorm import functional, op_by_op
+  >>> with op_by_op():
+  ...   function = tf.function(functional.layer_norm).get_concrete_function(
+  ...     tf.TensorSpec((None, 8))
+  ...   )
+  >>> any('_XlaMustCompile' in f.attr
+  ...     for f in function.graph.as_graph_def().library.function)
+  False
+  """
+  before = _op_by_op.set(True)
+  try:
+    yield
+  finally:
+    _op_by_op.reset(before)
+
+
+_quantizable = contextvars.ContextVar('tfgroupnorm.quantizable', default=False)
+
+
+@contextlib.contextmanager
+def quantizable() -> Iterator[None]:
+  """Under it SavedModels get the form that bears being quantized."""
+  before = _quantizable.set(True)
+  try:
+    yield
+  finally:
+    _quantizable.reset(before)
+
+
+def _is_handed_over(x: tf.Tensor, jit_compile: bool | str) -> bool:
+  """Whether the graph being traced seems to be for another program.
+
+  No program says so, unless it makes a SavedModel. But these trace functions of
+  a name: TensorFlow's own `trace_model_call`, by which tf2onnx reads a model of
+  either Keras; a model's bare `__call__`, as the `export` of Keras 3 does for
+  ONNX; and `model_fn`, tf2onnx' second try. Others have functions of the last
+  two names as well, so they count under "auto" only and where the batch is
+  unknown: what this then costs is speed.
+  """
+  if tf.executing_eagerly():
+    return False
+  graph = tf.compat.v1.get_default_graph()
+  while hasattr(getattr(graph, 'outer_graph', None), 'outer_graph'):
+    graph = graph.outer_graph  # Of the function that is called by no other.
+  name = getattr(graph, 'name', None)
+  if name in ('__call__', 'model_fn'):
+    return jit_compile == 'auto' and x.shape[0] is None
+  return name == '_wrapped_model'
 
 
 def _in_save_context() -> bool:
@@ -106,7 +189,7 @@ def _device_types(x: tf.Tensor) -> set[str]:
   if placed:
     return {placed}
   types = {device.device_type for device in tf.config.list_logical_devices()}
-  return types & {'CPU', 'GPU', 'TPU'}
+  return types & set(forms.PLATFORMS)
 
 
 # (spec, dtype, channels): shapes that eager calls compile.
@@ -147,7 +230,9 @@ def _no_gain(x: tf.Tensor, types: set[str]) -> range:
 
 def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
   """`compiled`, `plain` or `either`, by the rules of `jit_compile`."""
-  if jit_compile is False or _in_xla_trace() or _in_tpu_replica():
+  if jit_compile is False or _op_by_op.get() or _in_xla_trace():
+    return plain
+  if _in_tpu_replica() or _is_handed_over(x, jit_compile):
     return plain
   if jit_compile is True:
     return compiled
@@ -174,9 +259,8 @@ def _platform(run: Callable, x: tf.Tensor) -> str | None:
   if _in_tpu_replica():
     return 'TPU'
   if run is not plain or _in_xla_trace():
-    # Where there is a choice, TensorFlow takes the accelerator.
     types = _device_types(x)
-    return next((t for t in ('TPU', 'GPU', 'CPU') if t in types), None)
+    return next((name for name in forms.PLATFORMS if name in types), None)
   return None
 
 
@@ -186,6 +270,8 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
   if _in_save_context():
     # A server without XLA must be able to run it, and a reloaded model to
     # differentiate it: ordinary ops with their ordinary gradients.
+    platform = 'quantizable' if _quantizable.get() else None
+    spec = dataclasses.replace(spec, platform=platform)
     y, _ = forward(spec, x, gamma, beta, gate, mask)
     return y
   runner = _runner(jit_compile, spec, x)
@@ -196,4 +282,6 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
     no_gain = _no_gain(x, _device_types(x))
     rule = _COMPILATION, _CALL, no_gain.start, no_gain.stop - 1
     often = came_often(spec, x, rule)
-  return differentiable(runner, spec, x, gamma, beta, gate, mask, often)
+  told = runner is not plain and not tf.executing_eagerly()
+  with tf.name_scope(_REMEDY) if told else contextlib.nullcontext():
+    return differentiable(runner, spec, x, gamma, beta, gate, mask, often)

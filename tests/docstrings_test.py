@@ -1,0 +1,91 @@
+"""Public docstrings are whole: sections, arguments, no placeholder left."""
+
+import importlib
+import inspect
+import re
+
+import pytest
+
+import cases
+
+MODULES = [
+  'tfgroupnorm',
+  'tfgroupnorm.callbacks',
+  'tfgroupnorm.convert',
+  'tfgroupnorm.functional',
+  'tfgroupnorm.layers',
+  'tfgroupnorm.saving',
+  'tfgroupnorm.tf_keras',
+]
+FUNCTIONS = list(cases.FUNCTIONS.values())
+LAYERS = [
+  pytest.param(module, kind, id=f'{module}.{kind}')
+  for module in cases.GENERATIONS.values()
+  for kind in cases.FUNCTIONS
+]
+
+
+def section(doc, title):
+  """The lines under `title`, without their indentation."""
+  found = re.search(
+    rf'^{title}:\n((?:  .*\n|\n(?=  ))+)', doc + '\n', re.MULTILINE
+  )
+  assert found, f'no section {title!r}'
+  return inspect.cleandoc(found[1])
+
+
+def documented(doc, title):
+  """The names of the arguments that a section describes, in its order."""
+  return re.findall(r'^(\*{0,2}\w+): \S', section(doc, title), re.MULTILINE)
+
+
+def arguments(function):
+  """The names of the arguments of a function or of a class's constructor."""
+  stars = {inspect.Parameter.VAR_KEYWORD: '**'}
+  parameters = inspect.signature(function).parameters.values()
+  return [stars.get(p.kind, '') + p.name for p in parameters]
+
+
+def is_whole(doc, sections):
+  assert 'sqrt(' in doc and '\n>>> ' in doc
+  for title in (*sections, 'Raises', 'References'):
+    assert section(doc, title)
+  assert '\nExample:\n' in doc
+
+
+@pytest.mark.parametrize('function', FUNCTIONS)
+def test_functions(function):
+  doc = inspect.getdoc(function)
+  is_whole(doc, ['Returns'])
+  assert documented(doc, 'Args') == arguments(function)
+
+
+@pytest.mark.parametrize('module, kind', LAYERS)
+def test_layers(module, kind):
+  layer = getattr(importlib.import_module(module), kind)
+  doc = inspect.getdoc(layer)
+  is_whole(doc, ['Input shape', 'Output shape'])
+  assert documented(doc, 'Args') == arguments(layer)
+  assert ['self', *documented(doc, 'Call arguments')] == arguments(layer.call)
+
+
+@pytest.mark.parametrize('module, kind', LAYERS)
+def test_an_example_imports_from_where_its_layer_is(module, kind):
+  layer = getattr(importlib.import_module(module), kind)
+  imports = re.findall(r'>>> from (\S+) import', layer.__doc__)
+  # `tfgroupnorm` is short for the layers of Keras 3.
+  assert imports == [module.removesuffix('.layers')]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_no_placeholder_is_left(name):
+  module = importlib.import_module(name)
+  public = [thing for n, thing in vars(module).items() if n[0] != '_']
+  public += [
+    member
+    for thing in public
+    if inspect.isclass(thing)
+    for member in vars(thing).values()
+  ]
+  for thing in (module, *public):
+    assert not re.search(r'\{\{|\}\}', inspect.getdoc(thing) or ''), thing

@@ -1,0 +1,12 @@
+"""The form for programs that quantize, before they do.
+
+What they make of it `consumers_check.py` sees. It keeps no more digits than the
+textbook's order does.
+"""
+
+import forms
+
+
+class TestQuantizable(forms.FormTest):
+  platform = 'quantizable'
+  jit_compile = False
