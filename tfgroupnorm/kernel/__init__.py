@@ -67,9 +67,10 @@ def normalize(
       not in the statistics, the result is 0 and so is the gradient.
     jit_compile: `True`: compiled by XLA; `False`: plain; `'auto'`: compiled
       where that works, no size but the batch's is unknown, and, in a graph for
-      a CPU, `x` does not have one of the few sizes that gain nothing; eagerly
-      when a shape has come often enough. A function that is being saved stays
-      plain, and so does one that is compiled as a whole.
+      a CPU, `x` does not have one of the few sizes that gain nothing; eagerly,
+      and in a graph that does not know the batch, when a shape has come often
+      enough. A function that is being saved stays plain, and so does one that
+      is compiled as a whole.
 
   Returns:
     A tensor of the shape of `x`, and of its dtype unless `spec.wide`.

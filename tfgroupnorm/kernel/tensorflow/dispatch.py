@@ -18,7 +18,9 @@ from absl import logging
 from tfgroupnorm.kernel import forms
 from tfgroupnorm.kernel.passes import forward
 from tfgroupnorm.kernel.spec import Spec
+from tfgroupnorm.kernel.tensorflow.functions import compiled, plain
 from tfgroupnorm.kernel.tensorflow.gradient import differentiable
+from tfgroupnorm.kernel.tensorflow.sizes import came_often, either
 
 # What a compilation costs under "auto", in elements that eager calls normalize
 # op by op, and what such a call costs whatever its size. Where a shape comes
@@ -38,22 +40,6 @@ _REMEDY = 'xla_unless_traced_under_tfgroupnorm.op_by_op'
 # Most shapes that eager calls compile one kind of layer for; most not compiled
 # yet whose calls are counted.
 _MOST_SHAPES, _MOST_COUNTED = 8, 1000
-
-
-@functools.partial(tf.function, jit_compile=True, autograph=False)
-def compiled(body, *args):
-  """`body(*args)`, compiled by XLA: the only compilation in this package."""
-  return body(*args)
-
-
-# TensorFlow warns of a function that is traced again and again. This one serves
-# every layer of a model, each of which is traced once.
-compiled._omit_frequent_tracing_warning = True
-
-
-def plain(body, *args):
-  """`body(*args)`, op by op."""
-  return body(*args)
 
 
 # Of the thread that says so: others may be training.
@@ -145,6 +131,18 @@ def _in_save_context() -> bool:
   return save_context.in_save_context()
 
 
+def _deterministic() -> bool:
+  """Whether `tf.config.experimental.enable_op_determinism` was called.
+
+  TensorFlow tells this to its own private module only.
+  """
+  try:
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+  except ImportError:
+    return False
+  return is_op_determinism_enabled()
+
+
 def _in_xla_trace() -> bool:
   """Whether the graph being traced will be compiled as a whole anyway.
 
@@ -224,8 +222,14 @@ def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
   return True
 
 
+def _no_gain(x: tf.Tensor, types: set[str]) -> range:
+  """How many elements are not worth compiling, however often they come."""
+  known = _NO_GAIN if types == {'CPU'} else {}
+  return known.get(x.dtype.size, range(0))
+
+
 def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
-  """`compiled` or `plain`, by the rules of `jit_compile`."""
+  """`compiled`, `plain` or `either`, by the rules of `jit_compile`."""
   if jit_compile is False or _op_by_op.get() or _in_xla_trace():
     return plain
   if _in_tpu_replica() or _is_handed_over(x, jit_compile):
@@ -233,27 +237,28 @@ def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
   if jit_compile is True:
     return compiled
   # Each new shape costs a compilation, some 0.1 s for forward and backward; a
-  # size unknown to the graph is one that changes. A new batch size is rare.
+  # size unknown to the graph is one that changes. Of batches a few come often.
   if None in x.shape[1:]:
     return plain
   types = _device_types(x)
+  # What is compiled once it has come often changes in the last place then.
+  same = _deterministic()
   if tf.executing_eagerly():
-    worth = _worth_compiling(spec, x)
+    worth = not same and _worth_compiling(spec, x)
   else:
-    size = x.shape.num_elements()
-    worth = (
-      types != {'CPU'}
-      or size is None
-      or (size not in _NO_GAIN.get(x.dtype.size, ()))
-    )
-  return compiled if worth and all(map(_device_compiles, types)) else plain
+    worth = x.shape.num_elements() not in _no_gain(x, types)
+  if not worth or not all(map(_device_compiles, types)):
+    return plain
+  if x.shape[0] is not None or 'TPU' in types or same:
+    return compiled
+  return either
 
 
 def _platform(run: Callable, x: tf.Tensor) -> str | None:
   """Whose XLA compiles what `run` runs on `x`; `None`: it runs op by op."""
   if _in_tpu_replica():
     return 'TPU'
-  if run is compiled or _in_xla_trace():
+  if run is not plain or _in_xla_trace():
     types = _device_types(x)
     return next((name for name in forms.PLATFORMS if name in types), None)
   return None
@@ -272,6 +277,11 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
   runner = _runner(jit_compile, spec, x)
   spec = dataclasses.replace(spec, platform=_platform(runner, x))
   spec, gamma, beta = forms.parameters(spec, x, gamma, beta)
-  told = runner is compiled and not tf.executing_eagerly()
+  often = None
+  if runner is either:
+    no_gain = _no_gain(x, _device_types(x))
+    rule = _COMPILATION, _CALL, no_gain.start, no_gain.stop - 1
+    often = came_often(spec, x, rule)
+  told = runner is not plain and not tf.executing_eagerly()
   with tf.name_scope(_REMEDY) if told else contextlib.nullcontext():
-    return differentiable(runner, spec, x, gamma, beta, gate, mask)
+    return differentiable(runner, spec, x, gamma, beta, gate, mask, often)

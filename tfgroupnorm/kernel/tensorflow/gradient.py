@@ -3,22 +3,77 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import uuid
+import weakref
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from tfgroupnorm.kernel.passes import backward, forward
 from tfgroupnorm.kernel.spec import Spec
+from tfgroupnorm.kernel.tensorflow.functions import Function
+
+# --- A gradient of one's own -------------------------------------------------
+
+# Where a graph keeps the gradients of operations in it.
+_HOME = '_tfgroupnorm_gradients'
 
 
-@functools.partial(tf.function, autograph=False)
-def _backward_of_backward(spec, arguments, mask, dy, upstream):
+@dataclasses.dataclass(frozen=True)
+class _Gradient:
+  """What the gradient of an operation calls with that of its first results."""
+
+  count: int
+  function: Callable
+
+  def __call__(self, *upstream):
+    return [None] * self.count + list(self.function(*upstream[: self.count]))
+
+
+def _registered(gradient: _Gradient) -> str:
+  """A name for `gradient`, which it does not keep alive."""
+  name = f'tfgroupnorm-{uuid.uuid4()}'
+  living = weakref.ref(gradient)
+
+  # TensorFlow passes an operation, or `None` where it saves the gradient.
+  @tf.RegisterGradient(name)
+  def of_an_operation(_, *upstream):
+    own = living()
+    assert own is not None  # The operation is in the graph that keeps it.
+    return own(*upstream)
+
+  return name
+
+
+def _with_gradient(function: Callable, *args):
+  """`tf.custom_gradient(function)(*args)`, without variables.
+
+  In a graph that one registers a gradient for ever, and the graph with it.
+  This one goes with the graph.
+  """
+  if tf.executing_eagerly():
+    return tf.custom_gradient(function)(*args)
+  results, gradient = function(*args)
+  outputs = tf.nest.flatten(results)
+  own = _Gradient(len(outputs), gradient)
+  graph = tf.compat.v1.get_default_graph()
+  if not hasattr(graph, _HOME):
+    setattr(graph, _HOME, [])
+  getattr(graph, _HOME).append(own)
+  with graph.gradient_override_map({'IdentityN': _registered(own)}):
+    copies = tf.identity_n([*outputs, *tf.nest.flatten(args)])
+  return tf.nest.pack_sequence_as(results, copies[: len(outputs)])
+
+
+# --- Forward, backward, and backward of that ---------------------------------
+
+
+def _second_order(spec, arguments, mask, dy, upstream):
   """Gradients of `backward` with respect to `dy` and the given `arguments`.
 
   Rebuilt from `x` by differentiable ops, so that any order follows. A
-  `tf.function` for its graph: a `ForwardAccumulator` at work stops the tapes
-  that would do this eagerly, but not symbolic gradients.
+  function for its graph: a `ForwardAccumulator` at work stops the tapes that
+  would do this eagerly, but not symbolic gradients.
   """
   # As op by op: slices would come back as a concatenation, whose own gradient
   # XLA does not compile inside a loop.
@@ -33,8 +88,13 @@ def _backward_of_backward(spec, arguments, mask, dy, upstream):
   return tf.gradients(first, wanted, upstream)
 
 
-def _differentiable(run, spec, mask, *arguments):
+_backward_of_backward = Function(_second_order, eagerly=64)
+
+
+def _differentiable(run, spec, often, mask, *arguments):
   """`forward` through `run`, with `backward` as its gradient, of any order."""
+  if often is not None:
+    run = run(often)
   given = [t is not None for t in arguments]
   masks = [] if mask is None else [mask]
 
@@ -53,7 +113,6 @@ def _differentiable(run, spec, mask, *arguments):
       return tensors
     return [None if t is None else tf.stop_gradient(t) for t in tensors]
 
-  @tf.custom_gradient
   def first_order(dy, statistics, masks, *present):
     operands = hidden(*fill(present), only_mask(masks))
     gradients = run(backward, spec, *operands, hidden(*statistics), *hidden(dy))
@@ -67,7 +126,6 @@ def _differentiable(run, spec, mask, *arguments):
 
     return [t for t in gradients if t is not None], second_order
 
-  @tf.custom_gradient
   def zeroth_order(*present):
     operands = hidden(*fill(present), mask)
     y, statistics = run(forward, spec, *operands)
@@ -79,25 +137,28 @@ def _differentiable(run, spec, mask, *arguments):
       # Copies, because the graph of a gradient's gradient can reach tensors of
       # the graph of the gradient, but not those one further out.
       copies = tf.nest.map_structure(tf.identity, (statistics, masks, *present))
-      return first_order(dy, *copies)
+      return _with_gradient(first_order, dy, *copies)
 
     return y, gradient
 
-  return zeroth_order(*(t for t in arguments if t is not None))
+  present = [t for t in arguments if t is not None]
+  return _with_gradient(zeroth_order, *present)
 
 
 # Into a function of its own tapes cannot see. Forward mode needs that too:
 # TensorFlow ignores a custom gradient in the very graph where a
 # `ForwardAccumulator` is at work.
-_in_graph = tf.function(_differentiable, autograph=False)
-_in_graph._omit_frequent_tracing_warning = True
+_in_graph = Function(_differentiable)
 
 
 def differentiable(
-  run: Callable, spec: Spec, x, gamma, beta, gate, mask
+  run: Callable, spec: Spec, x, gamma, beta, gate, mask, often=None
 ) -> tf.Tensor:
-  """`run(passes.forward, ...)`, with a gradient of any order."""
+  """`run(passes.forward, ...)`, with a gradient of any order.
+
+  If `often` is given, `run(often)` runs the passes.
+  """
   # Eagerly it must not be a function, because TensorFlow's gradients of
   # functions are not thread-safe at the first call.
   attach = _differentiable if tf.executing_eagerly() else _in_graph
-  return attach(run, spec, mask, x, gamma, beta, gate)
+  return attach(run, spec, often, mask, x, gamma, beta, gate)

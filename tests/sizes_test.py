@@ -1,0 +1,303 @@
+"""Batches whose size a graph does not know: which of them are compiled."""
+
+import gc
+import importlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import cases
+import reference
+from tfgroupnorm import functional
+from tfgroupnorm.kernel.tensorflow import dispatch, sizes
+
+
+def number_compiled():
+  """Of sizes, in this process, so far."""
+  sizes._counter()
+  left = sizes._found(sizes._table('known'), tf.constant(sizes._ALL, tf.int64))
+  return sizes._MOST_OF_ALL - int(left)
+
+
+@pytest.fixture
+def soon(monkeypatch):
+  """Sizes are compiled after their third call."""
+  monkeypatch.setattr(dispatch, '_COMPILATION', 3_000_000)
+
+
+def unknown_batch(function, shape):
+  return tf.function(
+    function, input_signature=[tf.TensorSpec((None, *shape))], autograph=False
+  )
+
+
+def model_of(generation, layers, shape, count=2):
+  keras = importlib.import_module(generation)
+  model = keras.Sequential(
+    [keras.Input(shape), *(layers() for _ in range(count))]
+  )
+  model.compile('sgd', 'mse')
+  return model
+
+
+def zeros(n, shape):
+  return np.zeros((n, *shape), 'float32')
+
+
+@cases.both_kerases
+@pytest.mark.parametrize('how', ['predict', 'train', 'function'])
+def test_new_sizes_are_not_compiled(generation, how, soon):
+  shape = (3, 5, {'predict': 8, 'train': 12, 'function': 20}[how])
+  model = model_of(
+    generation, lambda: cases.layers_of(generation).GroupNorm(4), shape
+  )
+  function = unknown_batch(model, shape)
+  before = number_compiled()
+  for n in range(1, 41):
+    x = zeros(n, shape)
+    if how == 'predict':
+      model.predict_on_batch(x)
+    elif how == 'train':
+      model.train_on_batch(x, x)
+    else:
+      function(x)
+  assert number_compiled() == before
+
+
+@cases.both_kerases
+def test_the_last_batch_of_an_epoch(generation, soon):
+  """It is smaller, and comes once in an epoch."""
+  shape = (2, 3, 14 if generation == 'keras' else 16)
+  model = model_of(
+    generation, lambda: cases.layers_of(generation).GroupNorm(2), shape
+  )
+  x = zeros(5 * 4 + 3, shape)
+  before = number_compiled()
+  model.fit(x, x, batch_size=4, epochs=2, verbose=0)
+  assert number_compiled() == before + 1
+  model.fit(x, x, batch_size=4, epochs=1, verbose=0)
+  assert number_compiled() == before + 2
+
+
+def test_each_layer_of_a_model_counts_by_itself(soon):
+  layers = cases.layers_of('keras').LayerNorm
+  model = model_of('keras', layers, (3, 18), count=24)
+  function = unknown_batch(model, (3, 18))
+  before = number_compiled()
+  for n in range(1, 4):
+    function(zeros(n, (3, 18)))
+  assert number_compiled() == before
+
+
+def test_no_more_than_eight_sizes_of_one_kind(soon):
+  function = unknown_batch(functional.layer_norm, (22,))
+  before = number_compiled()
+  for _ in range(5):
+    for n in range(1, 13):
+      function(zeros(n, (22,)))
+  assert number_compiled() == before + 8
+  other = unknown_batch(functional.layer_norm, (23,))
+  for _ in range(3):
+    other(zeros(2, (23,)))
+  assert number_compiled() == before + 9
+
+
+@pytest.mark.parametrize('gains', [True, False])
+def test_sizes_that_gain_nothing(gains, soon):
+  shape = (1024, 4 if gains else 16)
+  function = unknown_batch(functional.layer_norm, shape)
+  before = number_compiled()
+  for _ in range(5):
+    function(zeros(2, shape))
+  assert number_compiled() == before + gains
+
+
+def test_no_more_than_so_many_of_all(monkeypatch, soon):
+  left = sizes._MOST_OF_ALL - number_compiled()
+  key = tf.constant(sizes._ALL, tf.int64)
+  sizes._write(sizes._table('known'), key, tf.constant(1, tf.int64))
+  try:
+    for channels in (25, 26):
+      function = unknown_batch(functional.layer_norm, (channels,))
+      for _ in range(5):
+        function(zeros(2, (channels,)))
+    assert number_compiled() == sizes._MOST_OF_ALL
+  finally:
+    sizes._write(sizes._table('known'), key, tf.constant(left, tf.int64))
+
+
+@cases.all_cases
+def test_values_and_gradients_either_way(case, soon):
+  """As float64 has them, when a size is new and when it came often."""
+  x, gamma, beta = case.data()
+  arguments = [a for a in (x, gamma, beta) if a is not None]
+  dy = np.random.default_rng(7).normal(0.5, 1.0, x.shape).astype('float32')
+  signature = [
+    tf.TensorSpec((None, *x.shape[1:]) if a.shape == x.shape else a.shape)
+    for a in (*arguments, dy)
+  ]
+  if any(a.shape[:1] == x.shape[:1] for a in arguments[1:]):
+    pytest.skip('Parameters for each sample.')
+
+  @tf.function(input_signature=signature, autograph=False)
+  def step(*given):
+    *arguments, dy = given
+    with tf.GradientTape() as tape:
+      tape.watch(arguments)
+      y = case.function(*arguments)
+    return y, tape.gradient(y, arguments, dy)
+
+  wanted = reference.vjp(case.reference, cases.wide(*arguments), dy)
+  ways = [step(*arguments, dy) for _ in range(6)]
+  for y, gradients in ways:
+    case.check(y.numpy(), x, gamma, beta)
+    for g, w in zip(gradients, wanted, strict=True):
+      scale = max(1.0, np.abs(w).max())
+      np.testing.assert_allclose(g, w, rtol=0, atol=4e-6 * scale)
+  np.testing.assert_array_equal(ways[0][0], ways[1][0])
+  np.testing.assert_array_equal(ways[-2][0], ways[-1][0])
+
+
+@pytest.mark.parametrize('how', [tf.map_fn, tf.vectorized_map])
+@pytest.mark.parametrize('traced', [False, True])
+def test_maps(how, traced, soon):
+  def norm(x):
+    return functional.layer_norm(x)
+
+  if traced:
+    norm = unknown_batch(norm, (27,))
+    norm(zeros(2, (27,)))
+
+  @tf.function(
+    input_signature=[tf.TensorSpec((None, None, 27))], autograph=False
+  )
+  def run(x):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = how(norm, x)
+    return y, tf.convert_to_tensor(tape.gradient(y, x, tf.sin(x)))
+
+  x = np.random.default_rng(0).normal(3, 2, (3, 5, 27)).astype('float32')
+
+  def formula(x):
+    return reference.layer_norm(x, None, None)
+
+  wide = x.astype('float64')
+  (wanted,) = reference.vjp(formula, [wide], np.sin(wide))
+  for _ in range(6):
+    y, dx = run(x)
+    np.testing.assert_allclose(y, formula(wide), rtol=0, atol=4e-6)
+    np.testing.assert_allclose(dx, wanted, rtol=0, atol=4e-6)
+
+
+def test_forward_mode_and_second_order(soon):
+  x = np.random.default_rng(0).normal(3, 2, (3, 28)).astype('float32')
+  t = np.random.default_rng(1).normal(0, 1, (3, 28)).astype('float32')
+
+  def norm(x):
+    return functional.layer_norm(x)
+
+  def forward_mode(x):
+    with tf.autodiff.ForwardAccumulator(x, tf.constant(t)) as accumulator:
+      y = norm(x)
+    return accumulator.jvp(y)
+
+  def penalty(x):
+    with tf.GradientTape() as outer:
+      outer.watch(x)
+      with tf.GradientTape() as inner:
+        inner.watch(x)
+        y = norm(x) ** 3
+      (g,) = inner.gradient(y, [x])
+      loss = tf.reduce_sum(g * t)
+    return outer.gradient(loss, x)
+
+  for function in (forward_mode, penalty):
+    known = tf.function(
+      function, input_signature=[tf.TensorSpec((3, 28))], autograph=False
+    )
+    wanted = known(x)
+    unknown = unknown_batch(function, (28,))
+    for _ in range(6):
+      np.testing.assert_allclose(unknown(x), wanted, rtol=0, atol=1e-4)
+
+
+SAVE = """
+import tensorflow as tf, tfgroupnorm
+layer = tfgroupnorm.GroupNorm(2)
+layer.build((None, 4, 8))
+function = tf.function(
+  lambda x: layer(x), input_signature=[tf.TensorSpec((None, 4, 8))]
+)
+for _ in range(30):
+  function(tf.ones((2, 4, 8)))
+module = tf.Module()
+module.weights = [w.value for w in layer.weights]
+module.run = function.get_concrete_function()
+tf.saved_model.save(module, {path!r})
+"""
+
+LOAD = """
+import numpy as np, tensorflow as tf
+run = tf.saved_model.load({path!r}).run
+x = np.random.default_rng(0).normal(3, 2, (2, 4, 8)).astype('float32')
+first = run(x).numpy()
+assert all(np.array_equal(run(x), first) for _ in range(60))
+table = tf.raw_ops.MutableHashTableV2(
+  key_dtype=tf.int64, value_dtype=tf.int64, shared_name='tfgroupnorm/known'
+)
+assert tf.raw_ops.LookupTableSizeV2(table_handle=table) == 0
+"""
+
+
+def run_program(program):
+  subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def test_in_another_process_nothing_is_compiled(tmp_path):
+  """Where a graph traced before it was saved is loaded without tfgroupnorm."""
+  for program in (SAVE, LOAD):
+    run_program(program.format(path=str(tmp_path / 'saved')))
+
+
+SAME = """
+import numpy as np, tensorflow as tf, tfgroupnorm
+tf.keras.utils.set_random_seed(0)
+tf.config.experimental.enable_op_determinism()
+layer = tfgroupnorm.GroupNorm(8)
+x = np.random.default_rng(0).normal(3, 2, (8, 14, 14, 64)).astype('float32')
+first = layer(x).numpy()
+assert all(np.array_equal(layer(x), first) for _ in range(40))
+function = tf.function(
+  lambda x: layer(x), input_signature=[tf.TensorSpec((None, 14, 14, 64))]
+)
+first = function(x).numpy()
+assert all(np.array_equal(function(x), first) for _ in range(40))
+"""
+
+
+def test_one_way_from_the_first_call_on_if_ops_are_deterministic():
+  run_program(SAME)
+
+
+@cases.compiled_or_plain
+def test_traces_go_with_the_function(jit_compile):
+  def step(x):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      y = functional.layer_norm(x, jit_compile=jit_compile)
+    return tape.gradient(y, x)
+
+  def graphs():
+    gc.collect()
+    kind = type(tf.function(step).get_concrete_function(tf.ones((2, 3))).graph)
+    gc.collect()
+    return sum(isinstance(o, kind) for o in gc.get_objects())
+
+  before = graphs()
+  for n in range(40, 45):
+    tf.function(step, autograph=False)(tf.ones((2, n)))
+  assert graphs() == before
