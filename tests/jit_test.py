@@ -150,12 +150,12 @@ def test_op_by_op(jit_compile):
       assert not compiles()
     assert not compiles()
     x = tf.random.normal((7, 31, 8))
-    before = dispatch.compiled.experimental_get_tracing_count()
+    before = dispatch.compiled.traces
     with tf.GradientTape() as tape:
       tape.watch(x)
       y = functional.group_norm(x, groups=2, jit_compile=True)
     tape.gradient(y, x)
-    assert dispatch.compiled.experimental_get_tracing_count() == before
+    assert dispatch.compiled.traces == before
     with pytest.raises(KeyError):
       with op_by_op():
         raise KeyError

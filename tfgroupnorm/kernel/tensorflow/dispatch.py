@@ -18,7 +18,7 @@ from absl import logging
 from tfgroupnorm.kernel import forms
 from tfgroupnorm.kernel.passes import forward
 from tfgroupnorm.kernel.spec import Spec
-from tfgroupnorm.kernel.tensorflow.functions import compiled, plain
+from tfgroupnorm.kernel.tensorflow.functions import compiled, outermost, plain
 from tfgroupnorm.kernel.tensorflow.gradient import differentiable
 from tfgroupnorm.kernel.tensorflow.sizes import came_often, either
 
@@ -110,10 +110,7 @@ def _is_handed_over(x: tf.Tensor, jit_compile: bool | str) -> bool:
   """
   if tf.executing_eagerly():
     return False
-  graph = tf.compat.v1.get_default_graph()
-  while hasattr(getattr(graph, 'outer_graph', None), 'outer_graph'):
-    graph = graph.outer_graph  # Of the function that is called by no other.
-  name = getattr(graph, 'name', None)
+  name = getattr(outermost(tf.compat.v1.get_default_graph()), 'name', None)
   if name in ('__call__', 'model_fn'):
     return jit_compile == 'auto' and x.shape[0] is None
   return name == '_wrapped_model'

@@ -29,7 +29,8 @@ def _key(argument: Any) -> Any:
   if isinstance(argument, (list, tuple)):
     return tuple(map(_key, argument))
   if tf.is_tensor(argument):
-    return argument.dtype, tuple(argument.shape)
+    shape = argument.shape
+    return argument.dtype, None if shape.rank is None else tuple(shape)
   return argument
 
 
