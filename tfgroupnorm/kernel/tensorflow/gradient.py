@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import uuid
 import weakref
@@ -45,6 +46,11 @@ def _registered(gradient: _Gradient) -> str:
   return name
 
 
+@tf.custom_gradient
+def _eagerly(*args, function):
+  return function(*args)
+
+
 def _with_gradient(function: Callable, *args):
   """`tf.custom_gradient(function)(*args)`, without variables.
 
@@ -52,7 +58,7 @@ def _with_gradient(function: Callable, *args):
   This one goes with the graph.
   """
   if tf.executing_eagerly():
-    return tf.custom_gradient(function)(*args)
+    return _eagerly(*args, function=function)
   results, gradient = function(*args)
   outputs = tf.nest.flatten(results)
   own = _Gradient(len(outputs), gradient)
@@ -91,6 +97,16 @@ def _second_order(spec, arguments, mask, dy, upstream):
 _backward_of_backward = Function(_second_order, eagerly=64)
 
 
+def _unseen():
+  """Hides operations from gradient tapes.
+
+  One would differentiate `compiled` by itself, which then returns, and keeps,
+  every intermediate tensor. In a graph no tape sees inside the function that
+  this is part of; eagerly `tf.init_scope` pauses those at work.
+  """
+  return tf.init_scope() if tf.executing_eagerly() else contextlib.nullcontext()
+
+
 def _differentiable(run, spec, often, mask, *arguments):
   """`forward` through `run`, with `backward` as its gradient, of any order."""
   if often is not None:
@@ -105,17 +121,11 @@ def _differentiable(run, spec, often, mask, *arguments):
   def only_mask(masks):
     return masks[0] if masks else None
 
-  def hidden(*tensors):
-    # From gradient tapes: one would differentiate `compiled` by itself, which
-    # then returns, and keeps, every intermediate tensor. In a graph no tape
-    # sees inside the function that this is part of.
-    if not tf.executing_eagerly():
-      return tensors
-    return [None if t is None else tf.stop_gradient(t) for t in tensors]
-
   def first_order(dy, statistics, masks, *present):
-    operands = hidden(*fill(present), only_mask(masks))
-    gradients = run(backward, spec, *operands, hidden(*statistics), *hidden(dy))
+    with _unseen():
+      gradients = run(
+        backward, spec, *fill(present), only_mask(masks), statistics, dy
+      )
 
     def second_order(*upstream):
       results = _backward_of_backward(
@@ -127,11 +137,12 @@ def _differentiable(run, spec, often, mask, *arguments):
     return [t for t in gradients if t is not None], second_order
 
   def zeroth_order(*present):
-    operands = hidden(*fill(present), mask)
-    y, statistics = run(forward, spec, *operands)
-    # Their part is in `backward`. TensorFlow would derive them once more for
-    # gradients of gradients, only to multiply by zero.
-    statistics = [tf.stop_gradient(s) for s in statistics]
+    with _unseen():
+      y, statistics = run(forward, spec, *fill(present), mask)
+    if not tf.executing_eagerly():
+      # Their part is in `backward`. TensorFlow would derive them once more for
+      # gradients of gradients, only to multiply by zero.
+      statistics = [tf.stop_gradient(s) for s in statistics]
 
     def gradient(dy):
       # Copies, because the graph of a gradient's gradient can reach tensors of
