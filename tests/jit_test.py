@@ -1,5 +1,6 @@
 """Where `jit_compile` compiles, and how often it traces."""
 
+import functools
 import subprocess
 import sys
 from concurrent import futures
@@ -13,7 +14,7 @@ from tensorflow.python.framework.convert_to_constants import (
 )
 
 import cases
-from tfgroupnorm import functional, op_by_op
+from tfgroupnorm import LayerNorm, functional, op_by_op
 from tfgroupnorm.kernel import Spec
 from tfgroupnorm.kernel.tensorflow import dispatch, gradient
 
@@ -276,6 +277,25 @@ def test_a_penalty_over_many_shapes_is_no_reason_to_warn(caplog):
 
 def test_the_probe_finds_this_cpu_able():
   assert dispatch._device_compiles.__wrapped__('CPU')
+
+
+def test_eager_calls_of_one_kind_share_a_trace():
+  """Of layers of the same options too, unless functions are to run eagerly."""
+  x = tf.random.normal((3, 5, 8), mean=3)
+  make = functools.partial(LayerNorm, epsilon=0.0123, jit_compile=True)
+  layers = make(), make()
+  before = dispatch.compiled.traces
+  wanted, again, other = layers[0](x), layers[0](x), layers[1](x)
+  assert dispatch.compiled.traces == before + 1
+  np.testing.assert_array_equal(again, wanted)
+  np.testing.assert_array_equal(other, wanted)
+  tf.config.run_functions_eagerly(True)
+  try:
+    stepped = layers[0](x)
+  finally:
+    tf.config.run_functions_eagerly(False)
+  assert dispatch.compiled.traces == before + 2
+  np.testing.assert_allclose(stepped, wanted, rtol=0, atol=1e-6)
 
 
 TRACES = """
