@@ -274,11 +274,11 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
   runner = _runner(jit_compile, spec, x)
   spec = dataclasses.replace(spec, platform=_platform(runner, x))
   spec, gamma, beta = forms.parameters(spec, x, gamma, beta)
-  often = None
-  if runner is either:
-    no_gain = _no_gain(x, _device_types(x))
-    rule = _COMPILATION, _CALL, no_gain.start, no_gain.stop - 1
-    often = came_often(spec, x, rule)
   told = runner is not plain and not tf.executing_eagerly()
   with tf.name_scope(_REMEDY) if told else contextlib.nullcontext():
+    often = None
+    if runner is either:
+      no_gain = _no_gain(x, _device_types(x))
+      rule = _COMPILATION, _CALL, no_gain.start, no_gain.stop - 1
+      often = came_often(spec, x, rule)
     return differentiable(runner, spec, x, gamma, beta, gate, mask, often)
