@@ -81,17 +81,14 @@ def test_nothing_imports_back(path):
 
 @each
 def test_no_private_module_of_a_framework(path):
-  """But for what tells whether a model is being saved, or ops deterministic."""
+  """But for the one that tells whether a model is being saved."""
   private = {
     name
     for name in imported(path)
     if name.startswith(('tensorflow.python', 'keras.src', 'tf_keras.src'))
   }
   if path.name == 'dispatch.py':
-    private -= {
-      'tensorflow.python.saved_model.save_context',
-      'tensorflow.python.framework.config.is_op_determinism_enabled',
-    }
+    private -= {'tensorflow.python.saved_model.save_context'}
   assert not private
 
 

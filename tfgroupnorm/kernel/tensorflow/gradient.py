@@ -40,7 +40,12 @@ def _registered(gradient: _Gradient) -> str:
   @tf.RegisterGradient(name)
   def of_an_operation(_, *upstream):
     own = living()
-    assert own is not None  # The operation is in the graph that keeps it.
+    if own is None:  # The graph that keeps it is gone, this is a copy of it.
+      raise LookupError(
+        'The gradient of a normalization goes with the function in which it '
+        'was traced. Received: an operation of a copy of a graph, whose '
+        'original is gone. Keep the original `tf.function`, or trace it anew.'
+      )
     return own(*upstream)
 
   return name
