@@ -129,6 +129,17 @@ def test_no_more_than_so_many_of_all(monkeypatch, soon):
     sizes._write(sizes._table('known'), key, tf.constant(left, tf.int64))
 
 
+def test_no_more_than_so_many_are_counted(soon):
+  """As a layer that sees another size with each call would fill the memory."""
+  most, table = sizes._MOST_COUNTED, sizes._table('worked')
+  keys = -2 - tf.range(most, dtype=tf.int64)
+  sizes._write(table, keys, tf.zeros_like(keys))
+  function = unknown_batch(functional.layer_norm, (29,))
+  for n in range(2, 5):
+    function(zeros(n, (29,)))
+  assert tf.raw_ops.LookupTableSizeV2(table_handle=table) == 3
+
+
 @cases.all_cases
 def test_values_and_gradients_either_way(case, soon):
   """As float64 has them, when a size is new and when it came often."""

@@ -193,6 +193,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._ask_at = 0
     self._began = 0  # The step at which this fit began,
     self._began_records = 0  # and how many records there were.
+    self._least_at = 0  # The step of the next that is made whatever it costs.
     self._planned: int | None = None  # Steps, with those of earlier fits.
     self._ticked = time.perf_counter()
     self._seconds = 0.0  # In all fits, with our own time, up to the last tick.
@@ -230,6 +231,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._ticked = time.perf_counter()
     self._planned = None
     self._began, self._began_records = self._step, len(self._steps)
+    self._least_at = self._step
     # What is not built yet, is by the first step.
     if self.model.built and not self._steps:
       self._record()
@@ -256,13 +258,15 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._step += batch - self._batch
     self._batch = batch
     if self.update_freq == 'auto':
-      due = not self._steps or self._one_of_the_least() or self._affordable()
+      due = self._step >= self._least_at or self._affordable()
     elif self.update_freq == 'epoch':
       due = not self._steps
     else:
       due = self._step // self.update_freq > before // self.update_freq
     if due:
       self._record()
+      # Once for many steps: what each of them costs is not measured.
+      self._least_at = self._next_of_the_least()
 
   def on_epoch_end(self, epoch, logs=None):
     if self.update_freq == 'epoch' and self._unrecorded():
@@ -307,9 +311,9 @@ class ActivationPercentiles(keras.callbacks.Callback):
   def _allowed(self, records: int) -> bool:
     """Whether so many more of them keep us under `max_share`."""
     own = self._setup_seconds + self._record_seconds
-    # A fifth is for what is not measured, being called at each step, and for
+    # A quarter is for what is not measured, being called at each step, and for
     # the record that takes longer than those before it.
-    allowance = 0.8 * self.max_share * (self._seconds - own)
+    allowance = 0.75 * self.max_share * (self._seconds - own)
     progress = min(1.0, self._step / self._planned) if self._planned else 1.0
     # The preparation counts little by little, if it is known how long training
     # will be: or it would keep us from the first steps, where most happens.
@@ -321,15 +325,16 @@ class ActivationPercentiles(keras.callbacks.Callback):
     each = self._record_seconds / max(1, len(self._steps))
     return self._record_seconds + setup + records * each <= allowance
 
-  def _one_of_the_least(self) -> bool:
-    """Whether this is one of the records that a training always has."""
-    step = self._step - self._began
+  def _next_of_the_least(self) -> int:
+    """The step of the next record that a training always has."""
     last = max(0, self._steps[-1] - self._began)
     few = len(self._steps) - self._began_records <= _LEAST
-    if step - last >= max(1, last // (8 if few else 1)):
-      return True
-    total = self._planned - self._began if self._planned else 0
-    return total > 0 and step * _LEAST // total > last * _LEAST // total
+    step = last + max(1, last // (8 if few else 1))
+    if self._planned:
+      total = self._planned - self._began
+      parts = last * _LEAST // total + 1
+      step = min(step, math.ceil(parts * total / _LEAST))
+    return self._began + step
 
   def _affordable(self) -> bool:
     if self._step < self._ask_at:

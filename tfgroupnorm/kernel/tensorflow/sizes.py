@@ -36,9 +36,11 @@ _MOST, _MOST_OF_ALL = 8, 512
 # Most statistics of an order of computation.
 _STATISTICS = 3
 
-# Bits of a key for a number of elements, the rest is the kind's; and of the
-# place where the work of those is added up that are not compiled yet.
-_SIZE_BITS, _KIND_BITS, _PLACE_BITS = 42, 20, 14
+# Most whose calls are counted until they are compiled, of all layers.
+_MOST_COUNTED = 2**16
+
+# Bits of a key for a number of elements, the rest is the kind's.
+_SIZE_BITS, _KIND_BITS = 42, 20
 
 # Where it is written how many sizes may yet be compiled in this process.
 _ALL = -1
@@ -76,11 +78,10 @@ def _count(size, kind, rule) -> tf.Tensor:
   worked, known = _table('worked'), _table('known')
   nth, compilation, call, least, most = tf.unstack(rule)
   key = size + kind
-  # A few sizes may share a place. That nothing grows is worth that.
-  mixed = (key + nth) * tf.constant(0x1E3779B97F4A7C15, tf.int64)
-  place = tf.bitwise.right_shift(mixed, tf.constant(64 - _PLACE_BITS, tf.int64))
-  work = _found(worked, place) + size + call
-  # Their own tables: no key of a size is negative.
+  # Of one layer. The factor scatters: no two of them are likely to be one.
+  own = key + nth * tf.constant(0x1E3779B97F4A7C15, tf.int64)
+  work = _found(worked, own) + size + call
+  # Beside the sizes, none of which is negative.
   left = _found(known, -2 - kind, _MOST)
   left_of_all = _found(known, tf.constant(_ALL, tf.int64))
   gains = (size < least) | (size > most)
@@ -90,11 +91,20 @@ def _count(size, kind, rule) -> tf.Tensor:
     _write(known, key, tf.constant(1, tf.int64))
     _write(known, -2 - kind, left - 1)
     _write(known, tf.constant(_ALL, tf.int64), left_of_all - 1)
-    _write(worked, place, tf.constant(0, tf.int64))
+    tf.raw_ops.LookupTableRemoveV2(table_handle=worked, keys=[own])
     return often
 
   def wait():
-    _write(worked, place, tf.minimum(work, compilation))
+    counted = tf.raw_ops.LookupTableSizeV2(table_handle=worked)
+    tf.cond(counted < _MOST_COUNTED, lambda: often, forget)
+    # No more than will do, or many calls would overflow it.
+    _write(worked, own, tf.minimum(work, compilation))
+    return often
+
+  def forget():
+    # All of them: those that come often are soon back.
+    none = tf.zeros([0], tf.int64)
+    tf.raw_ops.LookupTableImportV2(table_handle=worked, keys=none, values=none)
     return often
 
   return tf.cond(often, remember, wait)
