@@ -418,7 +418,7 @@ def share_of_time(generation):
   watching = Timed(x)
 
   class Until(module.callbacks.Callback):
-    """Stops when what is always made was a small part of the time."""
+    """Stops after a minute, for less than which no share is promised."""
 
     steps = 0
 
@@ -426,7 +426,7 @@ def share_of_time(generation):
       self.steps += 1
 
     def on_epoch_end(self, epoch, logs=None):
-      enough = max(20.0, 300 * watching._setup_seconds)
+      enough = max(60.0, 300 * watching._setup_seconds)
       self.model.stop_training = time.perf_counter() - start > enough
 
   model = module.Sequential(
