@@ -20,7 +20,7 @@ from tfgroupnorm.kernel.tensorflow import dispatch, gradient, sizes
 
 def number_compiled():
   """Of sizes, in this process, so far."""
-  sizes._functions()
+  sizes._counter()
   left = sizes._found(sizes._table('known'), sizes._ALL)
   return sizes._MOST_OF_ALL - int(left)
 
@@ -134,7 +134,7 @@ def test_no_more_than_so_many_of_all(monkeypatch, soon):
 def test_no_more_than_so_many_are_counted(monkeypatch):
   """As a layer that sees another size with each call would fill the memory."""
   monkeypatch.setattr(sizes, '_PLACES', 7)
-  sizes._functions.cache_clear()
+  sizes._counter.cache_clear()
   table = sizes._table('worked')
   try:
     function = unknown_batch(functional.layer_norm, (29,))
@@ -144,7 +144,7 @@ def test_no_more_than_so_many_are_counted(monkeypatch):
     after = int(tf.raw_ops.LookupTableSizeV2(table_handle=table))
     assert after <= before + 7
   finally:
-    sizes._functions.cache_clear()
+    sizes._counter.cache_clear()
 
 
 @cases.all_cases

@@ -110,23 +110,10 @@ def _becomes_known(size, kind, rule) -> tf.Tensor:
   return often
 
 
-@functools.cache
-def _functions():
-  """These two, in a process where sizes may be compiled.
-
-  In another one, where a graph of this one was loaded, nobody has written how
-  many: there none is.
-  """
-  number, rule = tf.TensorSpec([], tf.int64), tf.TensorSpec([5], tf.int64)
-  with tf.init_scope(), tf.device('/CPU:0'):
-    _write(_table('known'), _ALL, _MOST_OF_ALL)
-    return [
-      tf.function(f, autograph=False).get_concrete_function(*signature)
-      for f, *signature in (
-        (_is_known, number, number),
-        (_becomes_known, number, number, rule),
-      )
-    ]
+def _traced(function, *shapes) -> Callable:
+  """`function` of integers of these shapes."""
+  specs = [tf.TensorSpec(shape, tf.int64) for shape in shapes]
+  return tf.function(function, autograph=False).get_concrete_function(*specs)
 
 
 def _called(function, size, *constants) -> tf.Tensor:
@@ -137,13 +124,34 @@ def _called(function, size, *constants) -> tf.Tensor:
   """
   (often,) = tf.raw_ops.MapDefun(
     arguments=[tf.expand_dims(size, 0)],
-    captured_inputs=list(map(_int64, constants)),
+    captured_inputs=constants,
     output_types=[tf.bool],
     output_shapes=[[]],
     f=function,
     max_intra_op_parallelism=1,
   )
   return tf.reshape(often, [])
+
+
+@functools.cache
+def _counter() -> Callable:
+  """Whether this size of this kind is compiled; counts its call if not.
+
+  In a process where sizes may be compiled. In another one, where a graph of
+  this one was loaded, nobody has written how many: there none is.
+  """
+  with tf.init_scope(), tf.device('/CPU:0'):
+    _write(_table('known'), _ALL, _MOST_OF_ALL)
+    is_known = _traced(_is_known, [], [])
+    becomes_known = _traced(_becomes_known, [], [], [5])
+
+    def came_often(size, kind, rule):
+      known = _called(is_known, size, kind)
+      return tf.cond(
+        known, lambda: known, lambda: _called(becomes_known, size, kind, rule)
+      )
+
+    return _traced(came_often, [], [], [5])
 
 
 # --- Either way --------------------------------------------------------------
@@ -169,17 +177,13 @@ def came_often(spec: Spec, x: tf.Tensor, rule: Rule) -> tf.Tensor:
   Each layer of a model counts by itself: one step through many layers is not
   many steps.
   """
-  is_known, becomes_known = _functions()
+  counter = _counter()
   # What a compiled program depends on besides the batch.
   kind = hash((spec, x.dtype, tuple(x.shape[1:]))) % 2**_KIND_BITS
   kind <<= _SIZE_BITS
-  counted = [_nth(kind), *rule]
   with tf.device('/CPU:0'):
     size = tf.size(x, tf.int64)
-    known = _called(is_known, size, kind)
-    return tf.cond(
-      known, lambda: known, lambda: _called(becomes_known, size, kind, counted)
-    )
+    return counter(size, _int64(kind), _int64([_nth(kind), *rule]))
 
 
 def either(often: tf.Tensor) -> Callable:
