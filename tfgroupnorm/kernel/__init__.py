@@ -23,12 +23,18 @@ out, in `dispatch.py`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tfgroupnorm.kernel import framework
 from tfgroupnorm.kernel.operands import compute_dtype
 from tfgroupnorm.kernel.passes import moments
 from tfgroupnorm.kernel.spec import Spec
-from tfgroupnorm.kernel.tensorflow import dispatch
+from tfgroupnorm.kernel.surroundings import op_by_op, quantizable
+
+if TYPE_CHECKING or framework.NAME == 'tensorflow':
+  from tfgroupnorm.kernel.tensorflow import dispatch
+else:
+  from tfgroupnorm.kernel.jax import dispatch
 
 __all__ = [
   'Spec',
@@ -38,8 +44,6 @@ __all__ = [
   'op_by_op',
   'quantizable',
 ]
-
-op_by_op, quantizable = dispatch.op_by_op, dispatch.quantizable
 
 
 def normalize(
