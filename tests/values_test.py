@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import cases
+import frameworks
 
 
 def check(y, wanted, dtype='float32'):
@@ -62,12 +62,26 @@ def test_epsilon_is_inside_the_root(case, epsilon):
   check(y, case.reference(*cases.wide(x, gamma, beta), epsilon=epsilon))
 
 
+@frameworks.on_jax
+@cases.all_cases
+@cases.compiled_or_plain
+def test_traced(case, jit_compile):
+  x, gamma, beta = case.data()
+  run = frameworks.traced(
+    lambda x: case.function(x, gamma, beta, jit_compile=jit_compile)
+  )
+  check(run(x), case.reference(*cases.wide(x, gamma, beta)))
+
+
+@frameworks.on_tensorflow
 @cases.all_cases
 @pytest.mark.parametrize(
   'how', ['function', 'compiled_around', 'unknown_sizes']
 )
 @cases.compiled_or_plain
 def test_in_a_graph(case, how, jit_compile):
+  import tensorflow as tf
+
   x, gamma, beta = case.data()
   signature = None
   if how == 'unknown_sizes':
