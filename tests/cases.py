@@ -296,3 +296,18 @@ def tf_variables(layer) -> list[Any]:
   if layer._keras.__name__ == 'tf_keras':
     return layer.trainable_variables
   return [weight.value for weight in layer.trainable_variables]
+
+
+def gradients_of_layer(layer, x, dy=None) -> list[Any]:
+  """`[layer(x), gradient of x, gradients of its weights]`."""
+  if frameworks.NAME == 'tensorflow':
+    weights = tf_variables(layer)
+    y, *got = frameworks.gradients(
+      lambda x, *_: layer(x), [x, *weights], dy
+    )
+    return [y, *got]
+  return frameworks.gradients(
+    lambda x, *weights: layer.stateless_call(list(weights), [], x)[0],
+    [x, *(weight.value for weight in layer.trainable_variables)],
+    dy,
+  )

@@ -39,7 +39,7 @@ class _OnTensorFlow:
 
     self._tf = tf
 
-  def tensor(self, a: Any, dtype: Any = None) -> Any:
+  def tensor(self, a: Any, dtype: str | None = None) -> Any:
     return self._tf.cast(a, dtype) if dtype else self._tf.convert_to_tensor(a)
 
   def gradients(self, f: Callable, arguments: Sequence, dy: Any = None) -> list:
@@ -60,24 +60,30 @@ class _OnTensorFlow:
     zero = tf.UnconnectedGradients.ZERO
     return outer.gradient(product, arguments, unconnected_gradients=zero)
 
-  def traced(self, f: Callable) -> Callable:
-    return self._tf.function(f, autograph=False)
+  def traced(self, f: Callable, shape: Any = None) -> Callable:
+    tf = self._tf
+    signature = None if shape is None else [tf.TensorSpec(shape)]
+    return tf.function(f, input_signature=signature, autograph=False)
+
+  def symbolic(self, shape: Sequence, dtype: str) -> Any:
+    with self._tf.Graph().as_default():
+      return self._tf.compat.v1.placeholder(dtype, shape)
 
 
 class _OnJAX:
   def __init__(self):
     import jax
+    import jax.export
 
     self._jax = jax
 
-  def tensor(self, a: Any, dtype: Any = None) -> Any:
-    dtype = numpy_dtype(dtype) if isinstance(dtype, str) else dtype
-    return self._jax.numpy.asarray(a, dtype)
+  def tensor(self, a: Any, dtype: str | None = None) -> Any:
+    return self._jax.numpy.asarray(a, dtype and numpy_dtype(dtype))
 
   def gradients(self, f: Callable, arguments: Sequence, dy: Any = None) -> list:
     y, back = self._jax.vjp(f, *arguments)
     dy = np.ones(y.shape) if dy is None else dy
-    return [y, *back(self.tensor(dy, y.dtype))]
+    return [y, *back(self.tensor(dy, y.dtype.name))]
 
   def second_order(self, f, arguments, dy, tangents) -> list:
     def product(*arguments):
@@ -86,8 +92,14 @@ class _OnJAX:
 
     return self.gradients(product, arguments)[1:]
 
-  def traced(self, f: Callable) -> Callable:
+  def traced(self, f: Callable, shape: Any = None) -> Callable:
     return self._jax.jit(f)
+
+  def symbolic(self, shape: Sequence, dtype: str) -> Any:
+    sizes = ','.join(f'n{i}' if n is None else str(n)
+                     for i, n in enumerate(shape))
+    shape = self._jax.export.symbolic_shape(sizes)
+    return self._jax.ShapeDtypeStruct(shape, numpy_dtype(dtype))
 
 
 _here = _OnJAX() if NAME == 'jax' else _OnTensorFlow()
@@ -99,8 +111,11 @@ gradients = _here.gradients
 # (f, arguments, dy, tangents): derivative of these gradients along tangents,
 # by a gradient of them.
 second_order = _here.second_order
-# (f): as a graph has it.
+# (f, shape=None): as a graph has it; on TensorFlow for an argument of a shape
+# with unknown sizes. JAX traces for each size.
 traced = _here.traced
+# (shape, dtype): what has no values yet; `None` in it is not known.
+symbolic = _here.symbolic
 
 
 def dispatch() -> Any:
