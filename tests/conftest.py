@@ -40,6 +40,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
   # Whatever the environment says: that another backend is refused has its test.
   os.environ['KERAS_BACKEND'] = config.getoption('--framework')
+  if config.getoption('--framework') == 'jax':  # To which one CPU is 8 devices.
+    eight = '--xla_force_host_platform_device_count=8'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {eight}'
   for name in _OF_ONE:
     config.addinivalue_line('markers', f'on_{name}: only on that framework')
 

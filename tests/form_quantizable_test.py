@@ -5,8 +5,9 @@ textbook's order does.
 """
 
 import forms
+import frameworks
 
 
 class TestQuantizable(forms.FormTest):
   platform = 'quantizable'
-  jit_compile = False
+  jit_compile = frameworks.NAME == 'jax'

@@ -96,15 +96,15 @@ LARGE = {
 def gradients(function, arguments, dy, **options):
   """`[y, dx, ...]` of `function` of those arguments that are not `None`."""
   given = [frameworks.tensor(a) for a in arguments if a is not None]
-  return frameworks.gradients(
-    functools.partial(function, **options), given, dy
-  )
+  return frameworks.gradients(functools.partial(function, **options), given, dy)
 
 
 def close(got, wanted, digits=1e-5):
   for g, w in zip(got, wanted, strict=True):
     scale = max(1.0, np.abs(w).max())
-    np.testing.assert_allclose(frameworks.wide(g), w, rtol=0, atol=digits * scale)
+    np.testing.assert_allclose(
+      frameworks.wide(g), w, rtol=0, atol=digits * scale
+    )
 
 
 def heads_apart(dtype):

@@ -96,8 +96,9 @@ class _OnJAX:
     return self._jax.jit(f)
 
   def symbolic(self, shape: Sequence, dtype: str) -> Any:
-    sizes = ','.join(f'n{i}' if n is None else str(n)
-                     for i, n in enumerate(shape))
+    sizes = ','.join(
+      f'n{i}' if n is None else str(n) for i, n in enumerate(shape)
+    )
     shape = self._jax.export.symbolic_shape(sizes)
     return self._jax.ShapeDtypeStruct(shape, numpy_dtype(dtype))
 

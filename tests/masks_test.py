@@ -60,9 +60,7 @@ def test_fully_masked_sample(case, jit_compile):
   mask[0] = False
   x = frameworks.tensor(np.where(case.lay(mask), x, np.float32(np.nan)))
   y, dx = frameworks.gradients(
-    lambda x: case.function(
-      x, gamma, beta, mask=mask, jit_compile=jit_compile
-    ),
+    lambda x: case.function(x, gamma, beta, mask=mask, jit_compile=jit_compile),
     [x],
   )
   assert not np.any(y[0])

@@ -5,6 +5,7 @@ import pytest
 
 import cases
 import frameworks
+import reference
 
 
 def check(y, wanted, dtype='float32'):
@@ -62,9 +63,23 @@ def test_epsilon_is_inside_the_root(case, epsilon):
   check(y, case.reference(*cases.wide(x, gamma, beta), epsilon=epsilon))
 
 
+@cases.one_of_each
+def test_op_by_op(case):
+  x, gamma, beta = case.data()
+  arguments = [frameworks.tensor(a) for a in (x, gamma, beta)]
+  y, *got = frameworks.gradients(
+    lambda *a: case.function(*a, jit_compile=False), arguments
+  )
+  wide = cases.wide(x, gamma, beta)
+  check(y, case.reference(*wide))
+  wanted = reference.vjp(case.reference, wide, np.ones(x.shape))
+  for g, w in zip(got, wanted, strict=True):
+    np.testing.assert_allclose(g, w, rtol=0, atol=2e-5)
+
+
 @frameworks.on_jax
 @cases.all_cases
-@cases.compiled_or_plain
+@pytest.mark.parametrize('jit_compile', [True, False])
 def test_traced(case, jit_compile):
   x, gamma, beta = case.data()
   run = frameworks.traced(

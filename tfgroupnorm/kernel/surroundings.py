@@ -1,4 +1,4 @@
-"""What a caller says around a call: that nothing is to be compiled, and the like.
+"""What a caller says around a call, such as that nothing is to be compiled.
 
 Of the thread that says so: others may be training.
 """

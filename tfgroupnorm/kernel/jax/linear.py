@@ -184,9 +184,7 @@ def _moved(primals, tangents, *, call: Call):
       linear = [t for t, p in zip(linear, present, strict=True) if p]
     slopes.append(bind(own, *primals[:count], *linear))
   moved = [
-    n
-    for n, i in enumerate(call.places)
-    if i in DIFFERENTIABLE and not zero[n]
+    n for n, i in enumerate(call.places) if i in DIFFERENTIABLE and not zero[n]
   ]
   if moved:
     program = _program(call, _from_operands)
@@ -221,9 +219,7 @@ def _transposed(upstream, *args, call: Call):
   along = call.along
   if call.transposed:
     along = tuple(i for i, z in zip(along, zero, strict=True) if not z)
-  other = dataclasses.replace(
-    call, along=along, transposed=not call.transposed
-  )
+  other = dataclasses.replace(call, along=along, transposed=not call.transposed)
   linear = [t for t, z in zip(upstream, zero, strict=True) if not z]
   return [*nothing, *bind(other, *args[:count], *linear)]
 
@@ -233,9 +229,8 @@ ad.primitive_transposes[_primitive] = _transposed
 
 def _batched(args, axes, *, call: Call):
   count = len(args) - call.linear
-  (size,) = {
-    t.shape[axis] for t, axis in zip(args, axes, strict=True) if axis is not None
-  }
+  pairs = zip(args, axes, strict=True)
+  (size,) = {t.shape[axis] for t, axis in pairs if axis is not None}
 
   def first(t, axis):
     # All that it is linear in: what is not mapped would be summed when
@@ -245,9 +240,7 @@ def _batched(args, axes, *, call: Call):
     return jnp.moveaxis(t, axis, 0)
 
   linear = map(first, args[count:], axes[count:])
-  call = dataclasses.replace(
-    call, mapped=(*call.mapped, tuple(axes[:count]))
-  )
+  call = dataclasses.replace(call, mapped=(*call.mapped, tuple(axes[:count])))
   results = bind(call, *args[:count], *linear)
   return results, [0] * len(results)
 
