@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from absl import logging
 from jax import numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from tfgroupnorm.kernel.jax import varying
 from tfgroupnorm.kernel.passes import backward, forward
 from tfgroupnorm.kernel.spec import Spec
 
@@ -133,30 +133,7 @@ def differentiable(
   compiled: bool, spec: Spec, x, gamma, beta, gate, mask
 ) -> jax.Array:
   """`passes.forward`, with its gradient."""
-  operands = _vary_alike([x, gamma, beta, gate, mask])
+  operands = varying.alike([x, gamma, beta, gate, mask])
   function = _reverse_mode if linear is None else _any_mode
   y, _ = function(_Way(spec, compiled), *operands)
   return y
-
-
-def _vary_alike(operands: list[Any]) -> list[Any]:
-  """Under `shard_map`, all of them as different on each device.
-
-  What JAX does for a sum of two, it cannot do for an operation of ours.
-  """
-
-  def over(t):
-    return getattr(jax.typeof(t), 'vma', frozenset())
-
-  axes = frozenset().union(*(over(t) for t in operands if t is not None))
-  if not axes:
-    return operands
-  return [t if t is None else _vary(t, axes - over(t)) for t in operands]
-
-
-def _vary(t: jax.Array, axes: frozenset) -> jax.Array:
-  if not axes:
-    return t
-  if hasattr(jax.lax, 'pcast'):
-    return jax.lax.pcast(t, tuple(axes), to='varying')
-  return jax.lax.pvary(t, tuple(axes))

@@ -23,6 +23,7 @@ from jax import numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from tfgroupnorm.kernel.jax import varying
 from tfgroupnorm.kernel.passes import backward, forward
 from tfgroupnorm.kernel.spec import Spec
 
@@ -150,20 +151,8 @@ mlir.register_lowering(
 @_primitive.def_abstract_eval
 def _kinds(*kinds, call: Call):
   """Shapes and dtypes of the results, and over what devices they vary."""
-  arguments = [
-    jax.ShapeDtypeStruct(kind.shape, kind.dtype, **_varying(kind))
-    for kind in kinds
-  ]
-  results = jax.eval_shape(functools.partial(_lowered, call=call), *arguments)
-  like = kinds[-1]
-  return [
-    jax.core.ShapedArray(r.shape, r.dtype, **_varying(like)) for r in results
-  ]
-
-
-def _varying(kind: Any) -> dict[str, Any]:
-  over = getattr(kind, 'vma', None)
-  return {'vma': over} if over else {}
+  traced = jax.make_jaxpr(functools.partial(_lowered, call=call))
+  return traced(*map(varying.struct, kinds)).out_avals
 
 
 def _moved(primals, tangents, *, call: Call):
