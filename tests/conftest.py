@@ -23,7 +23,10 @@ sys.path.append(str(pathlib.Path(__file__).parent.parent / 'examples'))
 
 # What a file imports that is about one framework.
 _OF_ONE = {
-  'tensorflow': re.compile(r'^(import|from) (tensorflow|tf_keras)', re.M),
+  # The last two run examples and notebooks, which are written for TensorFlow.
+  'tensorflow': re.compile(
+    r'^(import|from) (tensorflow|tf_keras|programs|nbclient)', re.M
+  ),
   'jax': re.compile(r'^(import|from) jax', re.M),
 }
 

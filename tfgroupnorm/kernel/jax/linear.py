@@ -99,7 +99,10 @@ def _computed(call: Call, *args) -> list[Any]:
   """The result, by the platform's form and from the statistics."""
   operands, statistics, linear = call.apart(args)
   if call.transposed:
-    gradients = backward(call.spec, *operands, statistics, *linear)
+    x, gamma, beta, gate, mask = operands
+    gradients = backward(
+      call.spec, x, gamma, beta, gate, mask, statistics, linear[0]
+    )
     return [gradients[i] for i in call.along]
   plain = dataclasses.replace(call.spec, platform=None)
   tangents = dict(zip(call.along, linear, strict=True))
@@ -111,7 +114,8 @@ def _from_operands(call: Call, *args) -> list[Any]:
   operands, _, linear = call.apart(args)
   spec = dataclasses.replace(call.spec, platform=None)
   if call.transposed:
-    gradients = backward(spec, *operands, None, *linear)
+    x, gamma, beta, gate, mask = operands
+    gradients = backward(spec, x, gamma, beta, gate, mask, None, linear[0])
     return [gradients[i] for i in call.along]
   tangents = dict(zip(call.along, linear, strict=True))
   return [_tangent_of_y(spec, operands, tangents)]
