@@ -14,9 +14,8 @@ MODULES = [
   'tfgroupnorm.callbacks',
   'tfgroupnorm.convert',
   'tfgroupnorm.functional',
-  'tfgroupnorm.layers',
   'tfgroupnorm.saving',
-  'tfgroupnorm.tf_keras',
+  *cases.GENERATIONS.values(),
 ]
 FUNCTIONS = list(cases.FUNCTIONS.values())
 LAYERS = [
