@@ -89,18 +89,22 @@ def normalization(name, formula, *, gate=None, activation=None, **options):
 
 
 def problem(name, formula, parameter=(C,), **options):
-  shapes = [(B, T, C), parameter]
+  x = (B, T, parameter[-1])
+  shapes = [x, parameter]
   if not options.get('rms'):
     shapes.append(parameter)
   if 'gate' in options:
-    shapes.append((B, T, C))
+    shapes.append(x)
   both = normalization(name, formula, **options)
   return Problem(*both, shapes, options.get('mask'))
 
 
 group = functools.partial(problem, 'group_norm', reference.group_norm, groups=2)
 layer = functools.partial(problem, 'layer_norm', reference.layer_norm)
-head = functools.partial(problem, 'head_norm', reference.head_norm, num_heads=2)
+# Of two features each, finite differences know too little.
+head = functools.partial(
+  problem, 'head_norm', reference.head_norm, (2 * C,), num_heads=2
+)
 
 PROBLEMS = {
   'group': group(),
@@ -132,7 +136,8 @@ def close(got, wanted, tolerance=1e-10):
   got, wanted = jax.tree.leaves(got), jax.tree.leaves(wanted)
   for g, w in zip(got, wanted, strict=True):
     assert g.dtype == np.float64
-    np.testing.assert_allclose(g, w, rtol=0, atol=tolerance)
+    scale = max(1.0, np.abs(w).max())
+    np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * scale)
 
 
 def vjp(p, arguments):
@@ -455,7 +460,7 @@ LARGE = {
   'instance': (functional.instance_norm, {}),
   'layer': (functional.layer_norm, {}),
   'rms': (functional.layer_norm, {'rms': True}),
-  'head': (functional.head_norm, {'num_heads': 4}),
+  'head': (functional.head_norm, {'num_heads': 2}),
 }
 
 
@@ -484,10 +489,11 @@ def test_an_eager_gradient_compiles_once(caplog):
   def gradient(x):
     return jax.grad(lambda x: jnp.sum(functional.group_norm(x, groups=2)))(x)
 
+  others, smaller = [x + i for i in range(3)], x[:2]
   wanted = gradient(x)
   with jax.log_compiles(), caplog.at_level('WARNING'):
-    got = [gradient(x + i) for i in range(3)]
-    assert 'ompil' not in caplog.text
-    gradient(x[:2])
-    assert 'ompil' in caplog.text
+    got = [gradient(other) for other in others]
+    assert 'Compiling' not in caplog.text
+    gradient(smaller)
+    assert 'Compiling' in caplog.text
   np.testing.assert_array_equal(got[0], wanted)
