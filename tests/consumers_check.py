@@ -247,9 +247,10 @@ def test_onnx_op_by_op(generation, jit_compile):
 @both
 def test_onnx_of_what_was_compiled_says_what_to_do(generation):
   model, _ = predicted(generation)
-  converted, _ = tf2onnx.convert.from_function(a_function(model), SIGNATURE)
-  with pytest.raises(Exception, match=r'under_tfgroupnorm\.op_by_op'):
-    onnx(converted.SerializeToString())
+  for _ in range(2):  # Whatever the first leaves behind in TensorFlow.
+    converted, _ = tf2onnx.convert.from_function(a_function(model), SIGNATURE)
+    with pytest.raises(Exception, match=r'under_tfgroupnorm\.op_by_op'):
+      onnx(converted.SerializeToString())
 
 
 def test_litert_op_by_op():

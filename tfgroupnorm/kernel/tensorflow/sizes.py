@@ -36,14 +36,18 @@ _MOST, _MOST_OF_ALL = 8, 512
 # Most statistics of an order of computation.
 _STATISTICS = 3
 
-# Most whose calls are counted until they are compiled, of all layers.
-_MOST_COUNTED = 2**16
+# Places where the calls of a size are counted until it is compiled, of all
+# layers: a prime, for they are found by a remainder.
+_PLACES = 262_139
 
 # Bits of a key for a number of elements, the rest is the kind's.
 _SIZE_BITS, _KIND_BITS = 42, 20
 
 # Where it is written how many sizes may yet be compiled in this process.
 _ALL = -1
+
+# What is written there is not read.
+_NOWHERE = -(2**63)
 
 # Where a graph counts the calls in it.
 _HOME = '_tfgroupnorm_calls'
@@ -63,78 +67,91 @@ def _table(name: str) -> tf.Tensor:
   )
 
 
+def _int64(value) -> tf.Tensor:
+  return tf.convert_to_tensor(value, tf.int64)
+
+
 def _found(table: tf.Tensor, key, default: int = 0) -> tf.Tensor:
   return tf.raw_ops.LookupTableFindV2(
-    table_handle=table, keys=key, default_value=tf.constant(default, tf.int64)
+    table_handle=table, keys=_int64(key), default_value=_int64(default)
   )
 
 
 def _write(table: tf.Tensor, key, value) -> None:
-  tf.raw_ops.LookupTableInsertV2(table_handle=table, keys=key, values=value)
+  tf.raw_ops.LookupTableInsertV2(
+    table_handle=table, keys=_int64(key), values=_int64(value)
+  )
 
 
-def _count(size, kind, rule) -> tf.Tensor:
-  """Adds to the work of a size; True if it is to be compiled from now on."""
+def _is_known(size, kind) -> tf.Tensor:
+  """Whether this size of this kind is compiled."""
+  return _found(_table('known'), size + kind) > 0
+
+
+def _becomes_known(size, kind, rule) -> tf.Tensor:
+  """Counts a call of this size; whether it is compiled from now on."""
   worked, known = _table('worked'), _table('known')
   nth, compilation, call, least, most = tf.unstack(rule)
-  key = size + kind
-  # Of one layer. The factor scatters: no two of them are likely to be one.
-  own = key + nth * tf.constant(0x1E3779B97F4A7C15, tf.int64)
-  work = _found(worked, own) + size + call
-  # Beside the sizes, none of which is negative.
-  left = _found(known, -2 - kind, _MOST)
-  left_of_all = _found(known, tf.constant(_ALL, tf.int64))
+  # Of one layer. Where two share a place, either is compiled a bit sooner.
+  place = (size + kind + nth * 2_654_435_761) % _PLACES
+  # No more than will do, or many calls would overflow it.
+  work = tf.minimum(_found(worked, place) + size + call, compilation)
+  _write(worked, place, work)
+  of_kind = -2 - kind  # Beside the sizes, none of which is negative.
+  left, left_of_all = _found(known, of_kind, _MOST), _found(known, _ALL)
+  room = (left > 0) & (left_of_all > 0)
   gains = (size < least) | (size > most)
-  often = (work >= compilation) & (left > 0) & (left_of_all > 0) & gains
-
-  def remember():
-    _write(known, key, tf.constant(1, tf.int64))
-    _write(known, -2 - kind, left - 1)
-    _write(known, tf.constant(_ALL, tf.int64), left_of_all - 1)
-    tf.raw_ops.LookupTableRemoveV2(table_handle=worked, keys=[own])
-    return often
-
-  def wait():
-    counted = tf.raw_ops.LookupTableSizeV2(table_handle=worked)
-    tf.cond(counted < _MOST_COUNTED, lambda: often, forget)
-    # No more than will do, or many calls would overflow it.
-    _write(worked, own, tf.minimum(work, compilation))
-    return often
-
-  def forget():
-    # All of them: those that come often are soon back.
-    none = tf.zeros([0], tf.int64)
-    tf.raw_ops.LookupTableImportV2(table_handle=worked, keys=none, values=none)
-    return often
-
-  return tf.cond(often, remember, wait)
+  often = (work >= compilation) & room & gains
+  _write(
+    known,
+    tf.where(often, tf.stack([size + kind, of_kind, _ALL]), _NOWHERE),
+    tf.stack([1, left - 1, left_of_all - 1]),
+  )
+  return often
 
 
-def _came_often(size, kind, rule) -> tf.Tensor:
-  """Whether this size of this kind is compiled, and counts it if not."""
-  known = _found(_table('known'), size + kind) > 0
-  return tf.cond(known, lambda: known, lambda: _count(size, kind, rule))
+def _traced(function, *shapes) -> Callable:
+  """`function` of integers of these shapes."""
+  specs = [tf.TensorSpec(shape, tf.int64) for shape in shapes]
+  return tf.function(function, autograph=False).get_concrete_function(*specs)
+
+
+def _called(function, size, *constants) -> tf.Tensor:
+  """`function` as one operation without state, for whoever looks into a graph.
+
+  What vectorizes or differentiates it leaves it alone. It must hold no branch:
+  TensorFlow would lose it when such a graph is frozen.
+  """
+  (often,) = tf.raw_ops.MapDefun(
+    arguments=[tf.expand_dims(size, 0)],
+    captured_inputs=constants,
+    output_types=[tf.bool],
+    output_shapes=[[]],
+    f=function,
+    max_intra_op_parallelism=1,
+  )
+  return tf.reshape(often, [])
 
 
 @functools.cache
-def _counter():
-  """`_came_often`, in a process where sizes may be compiled.
+def _counter() -> Callable:
+  """Whether this size of this kind is compiled; counts its call if not.
 
-  In another one, where a graph of this one was loaded, nobody has written how
-  many: there none is.
+  In a process where sizes may be compiled. In another one, where a graph of
+  this one was loaded, nobody has written how many: there none is.
   """
   with tf.init_scope(), tf.device('/CPU:0'):
-    number = tf.TensorSpec([], tf.int64)
-    function = tf.function(_came_often, autograph=False)
-    concrete = function.get_concrete_function(
-      number, number, tf.TensorSpec([5], tf.int64)
-    )
-    _write(
-      _table('known'),
-      tf.constant(_ALL, tf.int64),
-      tf.constant(_MOST_OF_ALL, tf.int64),
-    )
-  return concrete
+    _write(_table('known'), _ALL, _MOST_OF_ALL)
+    is_known = _traced(_is_known, [], [])
+    becomes_known = _traced(_becomes_known, [], [], [5])
+
+    def came_often(size, kind, rule):
+      known = _called(is_known, size, kind)
+      return tf.cond(
+        known, lambda: known, lambda: _called(becomes_known, size, kind, rule)
+      )
+
+    return _traced(came_often, [], [], [5])
 
 
 # --- Either way --------------------------------------------------------------
@@ -164,22 +181,9 @@ def came_often(spec: Spec, x: tf.Tensor, rule: Rule) -> tf.Tensor:
   # What a compiled program depends on besides the batch.
   kind = hash((spec, x.dtype, tuple(x.shape[1:]))) % 2**_KIND_BITS
   kind <<= _SIZE_BITS
-  # As one operation without state, for whoever looks into the graph: what
-  # vectorizes or differentiates it leaves it alone.
   with tf.device('/CPU:0'):
     size = tf.size(x, tf.int64)
-    (often,) = tf.raw_ops.MapDefun(
-      arguments=[tf.expand_dims(size, 0)],
-      captured_inputs=[
-        tf.constant(kind, tf.int64),
-        tf.constant([_nth(kind), *rule], tf.int64),
-      ],
-      output_types=[tf.bool],
-      output_shapes=[[]],
-      f=counter,
-      max_intra_op_parallelism=1,
-    )
-    return tf.reshape(often, [])
+    return counter(size, _int64(kind), _int64([_nth(kind), *rule]))
 
 
 def either(often: tf.Tensor) -> Callable:
