@@ -211,7 +211,7 @@ def test_the_mask_in_what_is_traced(beside):
     y = HeadNorm(2, center=True, beta_initializer='ones')(x, gate=x)
   elif beside == 'gamma':
     scale = keras.layers.Dense(8, bias_initializer='ones')(
-      keras.layers.GlobalMaxPooling1D()(x)
+      keras.layers.GlobalAveragePooling1D()(x)
     )
     y = GroupNorm(2, scale=False, beta_initializer='ones')(x, gamma=scale)
   else:
