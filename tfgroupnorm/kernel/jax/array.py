@@ -19,7 +19,7 @@ Array: TypeAlias = jax.Array
 DType: TypeAlias = np.dtype
 
 bfloat16, float32, float64 = jnp.bfloat16, jnp.float32, jnp.float64
-bool_, int32, uint32 = jnp.bool_, jnp.int32, jnp.uint32
+bool_, int32 = jnp.bool_, jnp.int32
 
 # Of one tensor.
 abs, exp, floor, tanh = jnp.abs, jnp.exp, jnp.floor, jnp.tanh
@@ -29,13 +29,13 @@ stop_gradient, transpose = lax.stop_gradient, jnp.transpose
 
 # Of two; join_complex(real, imag).
 add, multiply, minimum = jnp.add, jnp.multiply, jnp.minimum
-bitwise_and, join_complex = jnp.bitwise_and, lax.complex
+join_complex = lax.complex
 
 # (condition, t, other); (t, least, largest)
 where, clip = jnp.where, jnp.clip
 
-# (t, dtype), where asarray takes a number
-bitcast, asarray = lax.bitcast_convert_type, jnp.asarray
+# (a number, dtype)
+asarray = jnp.asarray
 
 # (sizes, dtype); (stop)
 zeros, ones, arange = jnp.zeros, jnp.ones, jnp.arange
@@ -47,6 +47,14 @@ tile, expand_dims = jnp.tile, jnp.expand_dims
 concatenate, stack = jnp.concatenate, jnp.stack
 
 reshape, broadcast_to = jnp.reshape, jnp.broadcast_to
+
+# (tensors): the same, but none of them before all are there.
+barrier = lax.optimization_barrier
+
+
+def to_8_bits(t: Array) -> Array:
+  """float32 `t` in the precision of bfloat16."""
+  return lax.reduce_precision(t, exponent_bits=8, mantissa_bits=7)
 
 
 @jax.custom_jvp
