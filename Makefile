@@ -57,7 +57,7 @@ bench: .venv-bench/.bench ## Measure speed and memory; takes a while, wants an i
 	.venv-bench/bin/python benchmarks/first_call.py --write
 	.venv-bench/bin/python benchmarks/cpu.py --write
 
-tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that a TPU can run the layers and the notebook; needs none
+tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that TPUs can run the layers and the notebook; needs none
 	.venv-tpu/bin/python -m pytest -q tests/tpu_check.py
 	.venv-bench/bin/python -m pytest -q benchmarks/notebook_test.py
 
@@ -89,7 +89,7 @@ clean: ## Remove all that was made, environments too
 .venv-jax/.jax: setup.cfg pyproject.toml | .venv-jax/bin/pip
 	.venv-jax/bin/python -m pip install -q --no-deps -e .
 	.venv-jax/bin/python -m pip install -q '$(JAX)' keras absl-py hypothesis \
-	  pytest pytest-xdist scipy
+	  ipykernel matplotlib nbclient pytest pytest-xdist scikit-learn scipy
 	@touch $@
 
 # TensorFlow for TPUs goes by another name: whoever asks for `tensorflow` gets
