@@ -92,8 +92,22 @@ def _over(reduce: Callable) -> Callable:
   return reduced
 
 
+def _extreme(reduce: Callable, of_nothing: float) -> Callable:
+  """`reduce`, which JAX refuses for no elements."""
+  reduced = _over(reduce)
+
+  def extreme(t: Array, axes: Any = None, keepdims: bool = False) -> Array:
+    if 0 in t.shape:
+      shape = jax.eval_shape(lambda: _over(jnp.sum)(t, axes, keepdims)).shape
+      return jnp.full(shape, of_nothing, t.dtype)
+    return reduced(t, axes, keepdims)
+
+  return extreme
+
+
 # (t, axes, keepdims=False)
-sum, mean, min, max = map(_over, (jnp.sum, jnp.mean, jnp.min, jnp.max))
+sum, mean = _over(jnp.sum), _over(jnp.mean)
+min, max = _extreme(jnp.min, np.inf), _extreme(jnp.max, -np.inf)
 
 
 def add_all(tensors: Sequence[Array]) -> Array:
