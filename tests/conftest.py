@@ -83,3 +83,11 @@ def compile_at_once(monkeypatch):
   dispatch = sys.modules.get('tfgroupnorm.kernel.tensorflow.dispatch')
   if dispatch is not None:
     monkeypatch.setattr(dispatch, '_COMPILATION', 1)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs():
+  """What JAX compiled for the tests of one file, no other will run."""
+  yield
+  if 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()

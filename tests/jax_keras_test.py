@@ -14,7 +14,7 @@ from jax import numpy as jnp
 import cases
 import reference
 import tfgroupnorm
-from tfgroupnorm import GroupNorm, HeadNorm, InstanceNorm, LayerNorm
+from tfgroupnorm import GroupNorm, HeadNorm, InstanceNorm, LayerNorm, functional
 from tfgroupnorm.callbacks import ActivationPercentiles
 
 RNG = np.random.default_rng(0)
@@ -103,6 +103,19 @@ def test_keras_2_is_refused():
 def test_a_log_is_refused():
   with pytest.raises(ValueError, match='`log_dir` is for TensorBoard'):
     ActivationPercentiles(X[:4], log_dir='logs')
+
+
+@pytest.mark.parametrize(
+  'x, message',
+  [
+    (keras.KerasTensor((2, 8)), 'must hold values, or be traced by JAX'),
+    (np.array([['a', 'b']]), 'must be an array of numbers. Received: ndarray'),
+    (np.ones((2, 8), complex), 'must be real numbers'),
+  ],
+)
+def test_what_is_no_array_of_numbers(x, message):
+  with pytest.raises(TypeError, match=message):
+    functional.layer_norm(x)
 
 
 # --- Trained -----------------------------------------------------------------

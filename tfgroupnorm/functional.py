@@ -2,7 +2,9 @@
 
 `_checks` validates, for the layers too, and `_layouts` describes: the four
 public functions differ in nothing but the `Layout` that they hand on.
-`_tensors` is the door to TensorFlow and to JAX.
+`_tensors` is the door to TensorFlow and to JAX: to the one beneath Keras, whose
+tensors the functions take and return. On JAX they may be in `jax.jit`, `grad`,
+`jvp`, `vmap` and all other transformations.
 """
 
 from __future__ import annotations
