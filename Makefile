@@ -1,6 +1,8 @@
 # Each target first makes the virtual environment that it needs. PYTHON says of
 # which Python: `make PYTHON=python3.12 test-oldest`.
 PYTHON ?= python3
+# Which JAX `test-jax` installs: `make JAX=jax==0.7.2 test-jax`.
+JAX ?= jax
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -8,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo small-batch group-division head-norm vgg-distributions fpn \
-  test test-oldest lint consumers bench budgets tpu-check clean
+  test test-jax test-oldest lint consumers bench budgets tpu-check clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
@@ -34,6 +36,10 @@ fpn: .venv/.examples ## Train a detector on two images of 800x1088, for 3 steps
 test: lint ## Lint, then run all tests
 	.venv/bin/python -m pytest -q -n 2 --dist=worksteal
 
+test-jax: .venv-jax/.jax .venv-bench/.bench ## Run on JAX the tests that are for both frameworks
+	.venv-jax/bin/python -m pytest -q -n 2 --dist=worksteal --framework=jax
+	.venv-bench/bin/python -m pytest -q tests/backends_check.py
+
 test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
 	.venv-oldest/bin/python -m pytest -q -n 2 --dist=worksteal
 
@@ -51,7 +57,7 @@ bench: .venv-bench/.bench ## Measure speed and memory; takes a while, wants an i
 	.venv-bench/bin/python benchmarks/first_call.py --write
 	.venv-bench/bin/python benchmarks/cpu.py --write
 
-tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that a TPU can run the layers and the notebook; needs none
+tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that TPUs can run the layers and the notebook; needs none
 	.venv-tpu/bin/python -m pytest -q tests/tpu_check.py
 	.venv-bench/bin/python -m pytest -q benchmarks/notebook_test.py
 
@@ -63,7 +69,7 @@ clean: ## Remove all that was made, environments too
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip comes into a new environment last: who has it is complete.
-.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
+.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-jax/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
 # ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
@@ -77,6 +83,13 @@ clean: ## Remove all that was made, environments too
 
 .venv-consumers/.%: setup.cfg pyproject.toml | .venv-consumers/bin/pip
 	.venv-consumers/bin/python -m pip install -q -e '.[$*]'
+	@touch $@
+
+# Without TensorFlow, which the package's own dependencies would bring.
+.venv-jax/.jax: setup.cfg pyproject.toml | .venv-jax/bin/pip
+	.venv-jax/bin/python -m pip install -q --no-deps -e .
+	.venv-jax/bin/python -m pip install -q '$(JAX)' keras absl-py hypothesis \
+	  ipykernel matplotlib nbclient pytest pytest-xdist scikit-learn scipy
 	@touch $@
 
 # TensorFlow for TPUs goes by another name: whoever asks for `tensorflow` gets

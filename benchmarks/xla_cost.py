@@ -139,7 +139,7 @@ class Compiler:
         topology='1x1x1',
         target_config=_TOPOLOGIES[target],
       )
-    self.device = topology.devices[0]
+    self.topology, self.device = topology, topology.devices[0]
     self.tpu = platform(target) == 'TPU'
 
   def cost(self, text: str, size: int) -> tuple[Cost, str]:

@@ -5,14 +5,25 @@ import importlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from scipy import special
 
 import cases
+import frameworks
 from reference import ACTIVATIONS
 from tfgroupnorm import functional, kernel
 
 X = np.random.default_rng(0).normal(1, 2, (2, 5, 8)).astype('float32')
+# The framework's own functions: two of them are inside the kernel.
+if frameworks.NAME == 'jax':
+  from jax import nn
+  from jax.numpy import cosh as COSH
+
+  OWN = [(nn.gelu, ACTIVATIONS['gelu_tanh']), (nn.silu, ACTIVATIONS['silu'])]
+else:
+  from tensorflow import nn
+  from tensorflow.math import cosh as COSH
+
+  OWN = [(nn.gelu, ACTIVATIONS['gelu']), (nn.silu, ACTIVATIONS['silu'])]
 # What a layer may be given -> the formula.
 NAMES = {
   None: None,
@@ -49,13 +60,12 @@ def test_names_in_a_function(name):
 
 @cases.both_kerases
 def test_callables(generation):
-  """Keras' functions, TensorFlow's, a layer, one's own."""
+  """Keras' functions, the framework's, a layer, one's own."""
   keras = importlib.import_module(generation)
   layer = cases.layers_of(generation).LayerNorm
   for activation, formula in [
     (keras.activations.relu, ACTIVATIONS['relu']),
-    (tf.nn.gelu, ACTIVATIONS['gelu']),
-    (tf.nn.silu, ACTIVATIONS['silu']),
+    *OWN,
     (keras.layers.ReLU(max_value=1.0), lambda z: np.clip(z, 0, 1)),
     (lambda z: z * 2 + 1, lambda z: z * 2 + 1),
     (keras.activations.elu, lambda z: np.where(z > 0, z, np.expm1(z))),
@@ -78,13 +88,16 @@ def test_fused_ones_run_inside_the_kernel(monkeypatch, name):
     return inner(*args, spec=spec, **kwargs)
 
   monkeypatch.setattr(kernel, 'normalize', spy)
-  for y in (
-    cases.layers_of('keras').LayerNorm(activation=name)(X),
-    cases.layers_of('tf_keras').LayerNorm(activation=name)(X),
+  results = [
+    *(
+      cases.layers_of(generation).LayerNorm(activation=name)(X)
+      for generation in cases.GENERATIONS
+    ),
     functional.layer_norm(X, activation=name),
-  ):
+  ]
+  for y in results:
     np.testing.assert_allclose(y, wanted(name), rtol=0, atol=4e-6)
-  assert [spec.activation for spec in seen] == [name] * 3
+  assert [spec.activation for spec in seen] == [name] * len(results)
   assert not any(spec.wide for spec in seen)
 
 
@@ -93,12 +106,12 @@ def test_fused_ones_run_inside_the_kernel(monkeypatch, name):
   [
     ('sigmoid', ACTIVATIONS['sigmoid']),
     ('softmax', functools.partial(special.softmax, axis=-1)),
-    (tf.math.cosh, np.cosh),
+    (COSH, np.cosh),
   ],
 )
 def test_masked_positions_are_0_after_any_activation(activation, formula):
   mask = np.arange(5)[None] < np.array([[2], [5]])
-  y = functional.layer_norm(X, activation=activation, mask=mask).numpy()
+  y = np.asarray(functional.layer_norm(X, activation=activation, mask=mask))
   np.testing.assert_allclose(y[mask], formula(wanted(None))[mask], rtol=4e-6)
   assert not np.any(y[~mask])
 
@@ -108,11 +121,11 @@ def test_far_out():
   x = np.array([[-1e4, 1e4] * 4], 'float32')
   gamma = np.full(8, 1e4, 'float32')
   for name in ('relu', 'silu', 'gelu', 'gelu_tanh', 'sigmoid'):
-    tensor = tf.constant(x)
-    with tf.GradientTape() as tape:
-      tape.watch(tensor)
-      y = functional.layer_norm(tensor, gamma, activation=name)
+    y, dx = frameworks.gradients(
+      functools.partial(functional.layer_norm, gamma=gamma, activation=name),
+      [frameworks.tensor(x)],
+    )
     largest = 1 if name == 'sigmoid' else 1e4
     atol = 1e-7 * gamma[0]  # The last place of erf(-1e4) times 1e4.
     np.testing.assert_allclose(y, [[0, largest] * 4], rtol=1e-6, atol=atol)
-    assert np.all(np.isfinite(tape.gradient(y, tensor)))
+    assert np.all(np.isfinite(dx))

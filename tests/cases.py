@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
+import frameworks
 import reference
 from tfgroupnorm import functional
 
 # Module of each Keras generation -> module with its layers.
-GENERATIONS = {
-  'keras': 'tfgroupnorm.layers',
-  'tf_keras': 'tfgroupnorm.tf_keras',
-}
+GENERATIONS = {'keras': 'tfgroupnorm.layers'}
+if frameworks.NAME == 'tensorflow':
+  GENERATIONS['tf_keras'] = 'tfgroupnorm.tf_keras'
 
 FUNCTIONS = {
   'GroupNorm': functional.group_norm,
@@ -64,7 +63,7 @@ class Case:
     options = {**self.options, **more}
     return getattr(layers_of(generation), self.kind)(**options)
 
-  def function(self, x, gamma=None, beta=None, **more) -> tf.Tensor:
+  def function(self, x, gamma=None, beta=None, **more) -> Any:
     """The functional form."""
     options = {**self.options, **more}
     return FUNCTIONS[self.kind](x, gamma, beta, **options)
@@ -89,7 +88,7 @@ class Case:
     x = rng.normal(mean, std, self.shape)
     gamma = rng.normal(1.0, 0.3, self.parameter)
     beta = None if self.rms else rng.normal(0.0, 0.3, self.parameter)
-    dtype = tf.as_dtype(dtype).as_numpy_dtype
+    dtype = frameworks.numpy_dtype(dtype)
     return [None if a is None else a.astype(dtype) for a in (x, gamma, beta)]
 
   def unknown_shape(self) -> list[int | None]:
@@ -280,8 +279,12 @@ one_of_each = pytest.mark.parametrize(
   'case', KINDS.values(), ids=lambda case: case.kind
 )
 both_kerases = pytest.mark.parametrize('generation', GENERATIONS)
+# JAX compiles each operation by itself for each shape, a second a case: op by
+# op it is tested by `test_op_by_op`, and its form, compiled, by `TestPlain`.
 compiled_or_plain = pytest.mark.parametrize(
-  'jit_compile', [True, False], ids=['compiled', 'plain']
+  'jit_compile',
+  [True] if frameworks.NAME == 'jax' else [True, False],
+  ids=['compiled'] if frameworks.NAME == 'jax' else ['compiled', 'plain'],
 )
 
 
@@ -292,8 +295,21 @@ def wide(*arrays):
   ]
 
 
-def tf_variables(layer) -> list[tf.Variable]:
+def tf_variables(layer) -> list[Any]:
   """The weights of a layer of either Keras, as TensorFlow's variables."""
   if layer._keras.__name__ == 'tf_keras':
     return layer.trainable_variables
   return [weight.value for weight in layer.trainable_variables]
+
+
+def gradients_of_layer(layer, x, dy=None) -> list[Any]:
+  """`[layer(x), gradient of x, gradients of its weights]`."""
+  if frameworks.NAME == 'tensorflow':
+    weights = tf_variables(layer)
+    y, *got = frameworks.gradients(lambda x, *_: layer(x), [x, *weights], dy)
+    return [y, *got]
+  return frameworks.gradients(
+    lambda x, *weights: layer.stateless_call(list(weights), [], x)[0],
+    [x, *(weight.value for weight in layer.trainable_variables)],
+    dy,
+  )

@@ -82,11 +82,11 @@ def test_another_backend():
     '    exec(code)\n'
     '  except ImportError as error:\n'
     '    print(f"ImportError: {error}")',
-    KERAS_BACKEND='jax',
+    KERAS_BACKEND='torch',
   )
   for message in (
-    'ImportError: tfgroupnorm runs on TensorFlow',
-    'Received: KERAS_BACKEND=jax',
+    'ImportError: tfgroupnorm runs on TensorFlow and on JAX',
+    'Received: KERAS_BACKEND=torch',
     'Set KERAS_BACKEND=tensorflow',
   ):
     assert result.stdout.count(message) == 2, result.stdout + result.stderr

@@ -5,17 +5,22 @@ import importlib
 
 import pytest
 
+import frameworks
+
 MODULES = [
   'tfgroupnorm',
   'tfgroupnorm.callbacks',
   'tfgroupnorm.convert',
   'tfgroupnorm.functional',
-  'tfgroupnorm.kernel.tensorflow.dispatch',
   'tfgroupnorm.layers',
   'tfgroupnorm.models',
-  'tfgroupnorm.saving',
-  'tfgroupnorm.tf_keras',
 ]
+if frameworks.NAME == 'tensorflow':
+  MODULES += [
+    'tfgroupnorm.kernel.surroundings',
+    'tfgroupnorm.saving',
+    'tfgroupnorm.tf_keras',
+  ]
 
 
 @pytest.mark.filterwarnings('ignore:.*fine-tune the model:UserWarning')

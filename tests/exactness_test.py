@@ -10,9 +10,9 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import cases
+import frameworks
 from tfgroupnorm import functional
 
 # mean, std -> largest error allowed, for groups of 8192 values.
@@ -99,7 +99,7 @@ def test_large_means_of_layers_and_heads(mean, std, jit_compile):
     x.reshape(-1, 2 * 8192), num_heads=2, epsilon=1e-5, jit_compile=jit_compile
   )
   np.testing.assert_allclose(
-    tf.reshape(y, x.shape), wanted, rtol=0, atol=TABLE[mean, std]
+    np.reshape(y, x.shape), wanted, rtol=0, atol=TABLE[mean, std]
   )
 
 
@@ -108,19 +108,15 @@ def test_large_means_of_layers_and_heads(mean, std, jit_compile):
 def test_gradients_at_large_means(mean, std, jit_compile):
   """dx of float32 against its formula in float64."""
 
-  def gradient(x, dy):
-    with tf.GradientTape() as tape:
-      tape.watch(x)
-      y = functional.group_norm(
-        x, groups=GROUPS, epsilon=1e-5, jit_compile=jit_compile
-      )
-      loss = tf.reduce_sum(y * dy)
-    return tape.gradient(loss, x).numpy()
-
-  x = tf.constant(sample(mean, std))
-  dy = tf.constant(sample(1.0, 1.0, seed=1))
-  wide = exact_gradient(x.numpy(), dy.numpy())
-  got = gradient(x, dy)
+  x, dy = sample(mean, std), sample(1.0, 1.0, seed=1)
+  _, got = frameworks.gradients(
+    lambda x: functional.group_norm(
+      x, groups=GROUPS, epsilon=1e-5, jit_compile=jit_compile
+    ),
+    [frameworks.tensor(x)],
+    dy,
+  )
+  wide = exact_gradient(x, dy)
   scale = np.abs(wide).max()
   np.testing.assert_allclose(got, wide, rtol=0, atol=TABLE[mean, std] * scale)
 
@@ -224,7 +220,7 @@ def test_float16_range(jit_compile):
       4, epsilon=1e-5, dtype='mixed_float16', jit_compile=jit_compile
     )
     y = layer(x)
-    assert y.dtype == tf.float16
+    assert y.dtype.name == 'float16'
     case = cases.KINDS['GroupNorm']
     wanted = case.formula(x.astype('float64'), None, None, epsilon=1e-5)
     np.testing.assert_allclose(y, wanted, rtol=1e-3, atol=1e-3)
@@ -243,13 +239,13 @@ def test_float16_range(jit_compile):
 def test_where_squares_overflow(function, jit_compile):
   """As documented: right up to there, then 0 and finite with its gradient."""
   signs = np.random.default_rng(0).choice([-1.0, 1.0], (4, 64))
-  wanted = function(tf.constant(signs), epsilon=1e-12)
+  wanted = function(frameworks.tensor(signs), epsilon=1e-12)
   for size in (1e17, 1e18, 1e20, 1e30, 1e36):
-    x = tf.constant(size * signs, tf.float32)
-    with tf.GradientTape() as tape:
-      tape.watch(x)
-      y = function(x, jit_compile=jit_compile)
-      loss = tf.sin(y)
-    assert np.all(np.isfinite(tape.gradient(loss, x)))
+    x = frameworks.tensor(size * signs, 'float32')
+    dy = np.cos(wanted).astype('float32')
+    y, dx = frameworks.gradients(
+      functools.partial(function, jit_compile=jit_compile), [x], dy
+    )
+    assert np.all(np.isfinite(dx))
     right = wanted if size <= 1e18 else np.zeros_like(wanted)
     np.testing.assert_allclose(y, right, rtol=0, atol=1e-5)

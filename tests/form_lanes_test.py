@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import forms
+import frameworks
 import reference
 from tfgroupnorm import functional
 from tfgroupnorm.kernel.forms import lanes
 from tfgroupnorm.kernel.framework import xp
-from tfgroupnorm.kernel.tensorflow import dispatch
 
 
 class TestLanes(forms.FormTest):
@@ -28,10 +27,10 @@ def rounded_products(monkeypatch):
 
   def as_on_a_tpu(a, b, axes):
     calls.append(a)
-    a, b = (tf.cast(tf.cast(t, tf.bfloat16), tf.float32) for t in (a, b))
+    a, b = (xp.astype(xp.astype(t, xp.bfloat16), xp.float32) for t in (a, b))
     return product(a, b, axes)
 
-  monkeypatch.setattr(dispatch, '_platform', lambda *_: 'TPU')
+  monkeypatch.setattr(frameworks.dispatch(), '_platform', lambda *_: 'TPU')
   monkeypatch.setattr(xp, 'tensordot', as_on_a_tpu)
   yield
   assert calls
@@ -47,29 +46,31 @@ def last_place(dtype, wanted):
   return 2.0**-digits * np.abs(wanted) + more
 
 
+def six_heads(x, dy):
+  """`[y, dx]`"""
+  return forms.gradients(
+    functional.head_norm, [x], dy, num_heads=6, jit_compile=False
+  )
+
+
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
 def test_products_of_a_tpu(dtype, rounded_products):
   x, wanted = forms.heads_apart(dtype)
-  dy = np.random.default_rng(1).normal(0, 1, x.shape)
-  dy = tf.cast(dy, dtype)
-  with tf.GradientTape() as tape:
-    tape.watch(x)
-    y = functional.head_norm(x, num_heads=6, jit_compile=False)
-  dx = tf.cast(tape.gradient(y, x, dy), tf.float64)
-  error = np.abs(tf.cast(y, tf.float64) - wanted)
+  dy = np.random.default_rng(1).normal(0, 1, x.shape).astype(x.dtype)
+  y, dx = six_heads(x, dy)
+  error = np.abs(frameworks.wide(y) - wanted)
   assert np.all(error <= last_place(dtype, wanted))
 
   def heads(t):
-    return np.reshape(tf.cast(t, tf.float64), (-1, 1, 6, 80))
+    return frameworks.wide(t).reshape(-1, 1, 6, 80)
 
   wanted = reference.closed_form(heads(x), np.ones((6, 80)), heads(dy))[1]
   error = np.abs(heads(dx) - wanted)
   assert np.all(error <= 2e-5 + last_place(dtype, wanted))
   # The largest numbers, in one head, do not reach the others.
-  largest = tf.cast([float(x.dtype.max)], dtype)
-  x = tf.tensor_scatter_nd_update(x, [[0, 0, 5]], largest)
-  z = functional.head_norm(x, num_heads=6, jit_compile=False)
-  z, y = (tf.cast(t, tf.float32) for t in (z, y))
+  x[0, 0, 5] = xp.largest_number(frameworks.tensor(x).dtype)
+  z, _ = six_heads(x, dy)
+  z, y = map(frameworks.wide, (z, y))
   np.testing.assert_array_equal(z[..., 80:], y[..., 80:])
 
 
@@ -81,11 +82,15 @@ def test_gradient_of_rms_heads_on_a_tpu(size, upstream, rounded_products):
   rng = np.random.default_rng(0)
   x = (size * rng.normal(3, 2, (5, 4, 64))).astype('float32')
   dy = (upstream * rng.normal(1, 1, x.shape)).astype('float32')
-  flat = tf.constant(x.reshape(5, -1))
-  with tf.GradientTape() as tape:
-    tape.watch(flat)
-    y = functional.head_norm(flat, num_heads=4, rms=True, jit_compile=False)
-  dx = tape.gradient(y, flat, dy.reshape(5, -1)).numpy().reshape(x.shape)
+  _, dx = forms.gradients(
+    functional.head_norm,
+    [x.reshape(5, -1)],
+    dy.reshape(5, -1),
+    num_heads=4,
+    rms=True,
+    jit_compile=False,
+  )
+  dx = np.reshape(dx, x.shape)
   x, dy = x.astype('float64'), dy.astype('float64')
   rstd = 1 / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-3)
   xhat = x * rstd
@@ -100,20 +105,20 @@ def test_two_outliers_on_a_tpu(size, rounded_products):
   dtype = 'bfloat16'
   x = np.random.default_rng(0).normal(-40, 1, (5, 2, size))
   x[..., 0] = x[..., size // 2] = 9984
-  x = tf.cast(x, dtype)
-  wide = tf.cast(x, tf.float64).numpy()
+  x = x.astype(frameworks.numpy_dtype(dtype))
+  wide = frameworks.wide(x)
   wanted = wide - wide.mean(-1, keepdims=True)
   wanted /= np.sqrt(wide.var(-1, keepdims=True) + 1e-3)
-  flat = tf.reshape(x, (5, 2 * size))
+  flat = x.reshape(5, 2 * size)
   y = functional.head_norm(flat, num_heads=2, jit_compile=False)
-  error = np.abs(np.reshape(tf.cast(y, tf.float64), wide.shape) - wanted)
+  error = np.abs(frameworks.wide(y).reshape(wide.shape) - wanted)
   assert np.all(error <= last_place(dtype, wanted))
 
 
 def test_pieces_are_whole():
-  x = tf.random.stateless_normal([10000], [1, 2]) * 1e4
-  pieces = lanes.pieces(x, 3)
+  x = np.random.default_rng(0).normal(0, 1e4, 10000).astype('float32')
+  pieces = lanes.pieces(frameworks.tensor(x), 3)
   for piece in pieces:
-    narrow = tf.cast(tf.cast(piece, tf.bfloat16), tf.float32)
+    narrow = xp.astype(xp.astype(piece, xp.bfloat16), xp.float32)
     np.testing.assert_array_equal(narrow, piece)
   np.testing.assert_array_equal(sum(np.float64(p) for p in pieces), x)

@@ -5,8 +5,10 @@ textbook's order does.
 """
 
 import forms
+import frameworks
 
 
+@frameworks.on_tensorflow  # Only SavedModels have it.
 class TestQuantizable(forms.FormTest):
   platform = 'quantizable'
   jit_compile = False

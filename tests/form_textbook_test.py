@@ -8,11 +8,13 @@ platform has to bring.
 import pytest
 
 import forms
+import frameworks
 from tfgroupnorm.kernel import forms as kernel_forms
 from tfgroupnorm.kernel import formula
 from tfgroupnorm.kernel.forms.sums import Sums
 
 
+@frameworks.on_tensorflow
 class TestTextbook(forms.FormTest):
   platform = 'textbook'
 

@@ -15,7 +15,8 @@ SOURCES = sorted(ROOT.rglob('*.py'))
 MATHS = [
   path
   for path in sorted(KERNEL.rglob('*.py'))
-  if path.parent.name != 'tensorflow' and path.name != 'framework.py'
+  if path.parent.name not in ('tensorflow', 'jax')
+  and path.name != 'framework.py'
 ]
 
 each = pytest.mark.parametrize(
@@ -85,7 +86,9 @@ def test_no_private_module_of_a_framework(path):
   private = {
     name
     for name in imported(path)
-    if name.startswith(('tensorflow.python', 'keras.src', 'tf_keras.src'))
+    if name.startswith(
+      ('tensorflow.python', 'keras.src', 'tf_keras.src', 'jax._src')
+    )
   }
   if path.name == 'dispatch.py':
     private -= {'tensorflow.python.saved_model.save_context'}

@@ -84,7 +84,7 @@ def normalizes(model):
   y = keras.Model(model.inputs[0], norm.output)(x)
   given = keras.Model(model.inputs[0], norm.input)(x)
   gamma, beta = norm.get_weights()
-  given = given.numpy().astype('float64')
+  given = np.asarray(given).astype('float64')
   wanted = reference.group_norm(given, gamma, beta, groups=8)
   np.testing.assert_allclose(y, np.maximum(wanted, 0), rtol=0, atol=1e-5)
 

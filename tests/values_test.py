@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import cases
+import frameworks
+import reference
 
 
 def check(y, wanted, dtype='float32'):
@@ -62,12 +63,40 @@ def test_epsilon_is_inside_the_root(case, epsilon):
   check(y, case.reference(*cases.wide(x, gamma, beta), epsilon=epsilon))
 
 
+@cases.one_of_each
+def test_op_by_op(case):
+  x, gamma, beta = case.data()
+  arguments = [frameworks.tensor(a) for a in (x, gamma, beta)]
+  y, *got = frameworks.gradients(
+    lambda *a: case.function(*a, jit_compile=False), arguments
+  )
+  wide = cases.wide(x, gamma, beta)
+  check(y, case.reference(*wide))
+  wanted = reference.vjp(case.reference, wide, np.ones(x.shape))
+  for g, w in zip(got, wanted, strict=True):
+    np.testing.assert_allclose(g, w, rtol=0, atol=2e-5)
+
+
+@frameworks.on_jax
+@cases.all_cases
+@pytest.mark.parametrize('jit_compile', [True, False])
+def test_traced(case, jit_compile):
+  x, gamma, beta = case.data()
+  run = frameworks.traced(
+    lambda x: case.function(x, gamma, beta, jit_compile=jit_compile)
+  )
+  check(run(x), case.reference(*cases.wide(x, gamma, beta)))
+
+
+@frameworks.on_tensorflow
 @cases.all_cases
 @pytest.mark.parametrize(
   'how', ['function', 'compiled_around', 'unknown_sizes']
 )
 @cases.compiled_or_plain
 def test_in_a_graph(case, how, jit_compile):
+  import tensorflow as tf
+
   x, gamma, beta = case.data()
   signature = None
   if how == 'unknown_sizes':

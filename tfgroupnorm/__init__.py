@@ -1,4 +1,4 @@
-"""Normalization layers for TensorFlow on one XLA-fused kernel.
+"""Normalization layers for TensorFlow and JAX on one XLA-fused kernel.
 
 >>> from tfgroupnorm import GroupNorm, LayerNorm, InstanceNorm, HeadNorm
 >>> GroupNorm(groups=8).groups
@@ -11,12 +11,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Looked at before TensorFlow is imported, because that imports Keras.
-if os.environ.get('KERAS_BACKEND', 'tensorflow') != 'tensorflow':
+# Looked at before Keras is imported, which may fail to find another one.
+if os.environ.get('KERAS_BACKEND', 'jax') not in ('jax', 'tensorflow'):
   raise ImportError(
-    'tfgroupnorm runs on TensorFlow. Received: KERAS_BACKEND='
-    f'{os.environ["KERAS_BACKEND"]}. Set KERAS_BACKEND=tensorflow, or unset '
-    'it, before importing keras or tfgroupnorm.'
+    'tfgroupnorm runs on TensorFlow and on JAX. Received: KERAS_BACKEND='
+    f'{os.environ["KERAS_BACKEND"]}. Set KERAS_BACKEND=tensorflow or '
+    'KERAS_BACKEND=jax before importing keras or tfgroupnorm; unset, '
+    'keras.json decides, or else it is TensorFlow.'
   )
 
 import keras

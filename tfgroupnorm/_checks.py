@@ -431,9 +431,9 @@ def check_parameter_shape(
     shape: That of the input.
   """
   per_sample = (shape[0], *own)
-  if _compatible(received, own):
+  if compatible(received, own):
     return False
-  if _compatible(received, per_sample):
+  if compatible(received, per_sample):
     return True
   raise ValueError(
     f'`{name}` must have shape {tuple(own)}, or {per_sample} for one per '
@@ -458,7 +458,7 @@ def check_mask_shape(
 ) -> int:
   """How many of the `positions`, from the left, a mask spans."""
   rank = len(received or ())
-  if not 0 < rank <= len(positions) or not _compatible(
+  if not 0 < rank <= len(positions) or not compatible(
     received, positions[:rank]
   ):
     raise ValueError(
@@ -528,7 +528,7 @@ def check_gate_given(gate: Any, gate_activation: Any) -> None:
 
 def check_gate_shape(received: Shape | None, shape: Shape) -> None:
   """The shape of the input."""
-  if not _compatible(received, shape):
+  if not compatible(received, shape):
     raise ValueError(
       '`gate` must have the shape of the input, which it multiplies '
       f'elementwise. Received: gate of shape {received} for an '
@@ -536,7 +536,7 @@ def check_gate_shape(received: Shape | None, shape: Shape) -> None:
     )
 
 
-def _compatible(shape: Shape | None, wanted: Shape) -> bool:
+def compatible(shape: Shape | None, wanted: Shape) -> bool:
   """Whether `shape` may turn out to be `wanted`; None is not known yet."""
   return shape is None or (
     len(shape) == len(wanted)

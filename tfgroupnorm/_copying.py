@@ -13,9 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import tensorflow as tf
-
-from tfgroupnorm import models
+from tfgroupnorm import _tensors, models
 from tfgroupnorm.models import Keras, Layer
 
 
@@ -130,7 +128,7 @@ class _Copier:
 
     return self._keras.models.clone_model(
       plain,
-      input_tensors=tf.nest.map_structure(new_input, model.input),
+      input_tensors=_tensors.map_structure(new_input, model.input),
       clone_function=self.copy,
     )
 

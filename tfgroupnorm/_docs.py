@@ -89,12 +89,14 @@ _FUNCTIONS = {
   """,
   'jit_compile': """
     jit_compile: `'auto'`, `True` or `False`: whether XLA compiles the kernel.
+      On JAX what `jax.jit` traces is compiled in any case.
   """,
   'result': """
     Returns:
-      A tensor of the shape and dtype of `x`. Squares of float32 overflow where
-      values of n in a group are 1e19 / sqrt(n) from their mean: from there on
-      `beta` comes out, and from 3e38 / n on NaN may.
+      A tensor of the shape and dtype of `x`; with JAX beneath Keras, an array.
+      Squares of float32 overflow where values of n in a group are
+      1e19 / sqrt(n) from their mean: from there on `beta` comes out, and from
+      3e38 / n on NaN may.
 
     Raises:
       ValueError: If a shape or value does not fit; the message says which.

@@ -11,14 +11,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tfgroupnorm import _checks, _layer, models
+from tfgroupnorm import _checks, _layer, _reading, _tensors, models
+from tfgroupnorm._tensors import Tensor
 
 # Keras' own normalization layers, of either generation.
 _KERAS_NORMS = (
@@ -123,7 +123,7 @@ def _choose(layers: Any, model: Any) -> dict[str, Any]:
 
 def check_data(data: Any) -> Any:
   """`data` with tensors for arrays."""
-  if data is None or isinstance(data, (str, tf.data.Dataset)):
+  if data is None or isinstance(data, (str, _reading.DATASET)):
     raise TypeError(
       '`data` must be one batch of inputs of the model: an array or a tensor, '
       f'or a list or dict of these. Received: {type(data).__name__}. Of a '
@@ -139,9 +139,9 @@ def check_data(data: Any) -> Any:
       )
     if isinstance(x, np.ndarray) and x.dtype.kind == 'f':
       x = x.astype(keras.backend.floatx())  # As `fit` does.
-    return tf.convert_to_tensor(x)
+    return _tensors.convert(x)
 
-  return tf.nest.map_structure(convert, data)
+  return _tensors.map_structure(convert, data)
 
 
 def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
@@ -162,11 +162,11 @@ def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
   return [data[name] for name in names]
 
 
-def _fits(given: tuple[int, ...], wanted: tf.TensorShape) -> bool:
+def _fits(given: tuple[int, ...], wanted: _checks.Shape) -> bool:
   shapes = [given, (*given, 1)]  # Keras adds and drops a last axis of one.
   if given[-1:] == (1,):
     shapes.append(given[:-1])
-  return any(wanted.is_compatible_with(shape) for shape in shapes)
+  return any(_checks.compatible(shape, wanted) for shape in shapes)
 
 
 def _check_fits(data: Any, model: Any) -> None:
@@ -176,11 +176,11 @@ def _check_fits(data: Any, model: Any) -> None:
     return
   if isinstance(data, dict):
     data = _by_name(data, model)
-  given = tf.nest.flatten(data)
+  given = _tensors.flatten(data)
   shapes = [tuple(x.shape) for x in given]
   expected = [tuple(x.shape) for x in wanted]
   if len(given) != len(wanted) or not all(
-    _fits(a, tf.TensorShape(b)) for a, b in zip(shapes, expected, strict=True)
+    _fits(a, b) for a, b in zip(shapes, expected, strict=True)
   ):
     raise ValueError(
       '`data` must be a batch of inputs of the model, which has inputs of '
@@ -194,7 +194,7 @@ def _check_fits(data: Any, model: Any) -> None:
 
 def reader(
   model: Any, data: Any, layers: Any, sample_size: int
-) -> Callable[[], dict[str, tf.Tensor]]:
+) -> Callable[[], dict[str, Tensor]]:
   """Makes what reads the features, and has run it once.
 
   Args:
@@ -217,33 +217,24 @@ def reader(
         _raise_uncallable(error)
     return _sampled(found, _is_rule(layers), sample_size)
 
-  if getattr(model, 'run_eagerly', False):
-    run, writes = features, True
-  else:
-    run = features
-    if isinstance(model, keras.Model):
-      # Layers of Keras 2 may rely on the conversion of Python's `if`.
-      run = tf.autograph.experimental.do_not_convert(run)
-    run = tf.function(run)
-    writes = _writes(run.get_concrete_function())
-  if writes:
-    # Keras 3 keeps the state of its random numbers there too.
-    run = _guarded(run, model.non_trainable_variables)
+  run = _reading.runner(model, features)
   run()
   return run
 
 
-@tf.autograph.experimental.do_not_convert
+@_tensors.not_converted
 @contextlib.contextmanager
-def _watched(layers: dict[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
+def _watched(
+  layers: dict[str, Any],
+) -> Iterator[dict[str, list[Tensor]]]:
   """Within it, all that the layers return is collected in the dict."""
-  found: dict[str, list[tf.Tensor]] = {name: [] for name in layers}
+  found: dict[str, list[Tensor]] = {name: [] for name in layers}
 
   def watch(name, call):
     @functools.wraps(call)
     def watched(*args, **kwargs):
       outputs = call(*args, **kwargs)
-      found[name] += tf.nest.flatten(outputs)
+      found[name] += _tensors.flatten(outputs)
       return outputs
 
     return watched
@@ -262,7 +253,7 @@ def _watched(layers: dict[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
         vars(layer)['call'] = before[name]['call']
 
 
-@tf.autograph.experimental.do_not_convert
+@_tensors.not_converted
 def _raise_uncallable(error: Exception) -> None:
   raise ValueError(
     'The model must be callable on `data` with training=False. Received: '
@@ -270,18 +261,20 @@ def _raise_uncallable(error: Exception) -> None:
   ) from error
 
 
-@tf.autograph.experimental.do_not_convert
+@_tensors.not_converted
 def _sampled(
-  found: dict[str, list[tf.Tensor]], by_rule: bool, size: int
-) -> dict[str, tf.Tensor]:
+  found: dict[str, list[Tensor]], by_rule: bool, size: int
+) -> dict[str, Tensor]:
   if by_rule:
     # All that the model calls.
     found = {name: outputs for name, outputs in found.items() if outputs}
   _check_collected(found)
-  return {name: _sample(outputs, size) for name, outputs in found.items()}
+  return {
+    name: _reading.sample(outputs, size) for name, outputs in found.items()
+  }
 
 
-def _check_collected(found: dict[str, list[tf.Tensor]]) -> None:
+def _check_collected(found: dict[str, list[Tensor]]) -> None:
   """Raises where a layer returned nothing, or nothing that can be read."""
   for name, outputs in found.items():
     if not outputs:
@@ -291,56 +284,5 @@ def _check_collected(found: dict[str, list[tf.Tensor]]) -> None:
         'also with training=False.'
       )
     for tensor in outputs:
-      graph = (
-        None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-      )
-      if getattr(tensor, 'graph', graph) is not graph:
-        raise ValueError(
-          '`layers` must be called outside of loops and branches. Received: '
-          f'{name!r}, whose features are inside one. Follow the layer around '
-          'it.'
-        )
+      _reading.check_outside(name, tensor)
       _checks.check_real(tensor)
-
-
-def _sample(outputs: Sequence[tf.Tensor], size: int) -> tf.Tensor:
-  """At most `size` of the values, the same positions each time, as float32."""
-  flat = [tf.reshape(x, [-1]) for x in outputs]
-  x = (
-    flat[0]
-    if len(flat) == 1
-    else tf.concat([tf.cast(each, tf.float32) for each in flat], 0)
-  )
-  count = x.shape[0]
-  if count is None or count > size:
-    # Stateless, so that no random number of the training is used up.
-    x = tf.gather(
-      x,
-      tf.random.stateless_uniform(
-        [size], (0, 0), maxval=tf.size(x, tf.int64), dtype=tf.int64
-      ),
-    )
-  return tf.cast(x, tf.float32)
-
-
-def _writes(function: Any) -> bool:
-  """Whether a concrete function assigns to variables."""
-  graph = function.graph.as_graph_def()
-  nodes = [graph.node, *(each.node_def for each in graph.library.function)]
-  return any(node.op.startswith('Assign') for part in nodes for node in part)
-
-
-def _guarded(
-  run: Callable[[], Any], variables: Sequence[Any]
-) -> Callable[[], Any]:
-  """`run`, after which the variables have the values that they had before."""
-
-  def guarded():
-    values = [tf.identity(tf.convert_to_tensor(each)) for each in variables]
-    try:
-      return run()
-    finally:
-      for each, value in zip(variables, values, strict=True):
-        each.assign(value)
-
-  return guarded

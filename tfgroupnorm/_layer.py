@@ -8,13 +8,13 @@ is here alone.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfgroupnorm import _checks, _docs, _layouts, _tensors, functional
 
@@ -74,7 +74,7 @@ class Norm(_AnyLayer):
   # The generation: the module `keras` or `tf_keras`.
   _keras: Any = None
   # What this is the layer of: a function of `functional`, and its layout.
-  _function: Callable[..., tf.Tensor]
+  _function: Callable[..., _tensors.Tensor]
   _layout_of: Callable[..., _layouts.Layout]
   # Those of its own arguments that are options, and the one activation.
   _flags: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ class Norm(_AnyLayer):
     self.supports_masking = True
     self.gamma = self.beta = None
     # A shape, not a tuple: Keras 2 would track that, and write it to files.
-    self._built_on: tf.TensorShape | None = None
+    self._built_on: _tensors.Shape | None = None
 
   def __repr__(self):
     # Keras would give the name of its own layer, and no options.
@@ -162,9 +162,9 @@ class Norm(_AnyLayer):
     shape = _tensors.as_shape(self._completed(shape))
     return self._layout_of(shape, **self._where())
 
-  def _completed(self, shape) -> tf.TensorShape:
+  def _completed(self, shape) -> _tensors.Shape:
     """`shape` with the sizes that `build` saw, where they must be known."""
-    shape = tf.TensorShape(shape)
+    shape = _tensors.Shape(shape)
     if self._built_on is None:
       return shape
     sizes: list[int | None]
@@ -175,9 +175,9 @@ class Norm(_AnyLayer):
     for axis in self._sized_axes():
       if -len(sizes) <= axis < len(sizes) and sizes[axis] is None:
         sizes[axis] = self._built_on[axis]
-    return tf.TensorShape(sizes)
+    return _tensors.Shape(sizes)
 
-  def _of_known_size(self, inputs: tf.Tensor) -> tf.Tensor:
+  def _of_known_size(self, inputs: _tensors.Tensor) -> _tensors.Tensor:
     """`inputs` as of the sizes that `build` saw.
 
     A generator's batches have none, and `Input` had told them. What turns out
@@ -187,7 +187,7 @@ class Norm(_AnyLayer):
     if shape.rank is None or shape == inputs.shape:
       known = inputs
     else:
-      known = tf.ensure_shape(inputs, shape)
+      known = _tensors.of_shape(inputs, shape)
     if self._owns_gamma or self._owns_beta:
       _checks.check_sizes_of_build(
         tuple(shape),
@@ -253,9 +253,9 @@ class Norm(_AnyLayer):
           f'Received: a symbolic tensor of {wanted}. Use `from '
           f'{HOMES[wanted]} import {type(self).__qualname__}` in that model.'
         )
-    if isinstance(inputs, (tf.SparseTensor, tf.IndexedSlices)):
+    if isinstance(inputs, _tensors.SPARSE):
       _tensors.as_tensor(inputs, 'x')  # Which it refuses, as Keras may not.
-    if isinstance(inputs, tf.RaggedTensor) and inputs.shape.rank is not None:
+    if isinstance(inputs, _tensors.RAGGED) and inputs.shape.rank is not None:
       _checks.check_axes_not_ragged(
         self._axes_of_groups(inputs.shape.rank),
         inputs.ragged_rank,
@@ -264,11 +264,11 @@ class Norm(_AnyLayer):
       )
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
-      inputs = tf.convert_to_tensor(inputs)
+      inputs = _tensors.convert(inputs)
     args = tuple(_mask_as_tensor(a) for a in args[:1]) + args[1:]
     if 'mask' in kwargs:
       kwargs['mask'] = _mask_as_tensor(kwargs['mask'])
-    if tf.is_tensor(inputs):
+    if _tensors.is_tensor(inputs):
       _checks.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
 
@@ -281,7 +281,7 @@ class Norm(_AnyLayer):
     names = [
       name
       for name, given in kwargs.items()
-      if tf.is_tensor(given) and given.dtype.is_floating
+      if _tensors.is_tensor(given) and _checks.is_floating(given)
     ]
 
     def by_position(*tensors):
@@ -305,15 +305,18 @@ class Norm(_AnyLayer):
     """
     return []
 
-  def call(self, inputs, mask=None, gamma=None, beta=None):
+  # Where a call has more than one tensor, Keras 3 passes the mask of `inputs`
+  # on by another name.
+  def call(self, inputs, mask=None, gamma=None, beta=None, inputs_mask=None):
+    mask = inputs_mask if mask is None else mask
     return self._normalized(inputs, mask, gamma, beta)
 
   def _normalized(self, inputs, mask, gamma, beta, **more):
     """Calls `_function` with this layer's options, weights, dtypes and mask."""
     if mask is None:
-      # Keras passes no mask on where a call has more than one tensor.
+      # Keras 2 does not pass it on there.
       mask = getattr(inputs, '_keras_mask', None)
-    if isinstance(inputs, tf.RaggedTensor):
+    if isinstance(inputs, _tensors.RAGGED):
       return self._normalized_rows(inputs, mask, gamma, beta, **more)
     inputs = self._of_known_size(_tensors.as_tensor(inputs, 'x'))
     if mask is not None:
@@ -323,12 +326,13 @@ class Norm(_AnyLayer):
       inputs, mask, gamma, beta, **self._options(), **more
     )
     if mask is not None:
-      # Keras 3 lets only masks travel on that came with the input.
-      outputs._keras_mask = mask
+      # Some versions of Keras let only masks travel that came with the input.
+      with contextlib.suppress(AttributeError):  # What JAX traces takes none.
+        outputs._keras_mask = mask
     return outputs
 
   def _call_function(self, x, mask, gamma, beta, **options):
-    compute_dtype = tf.as_dtype(self.compute_dtype)
+    compute_dtype = _tensors.as_dtype(self.compute_dtype)
     activation = self._fusable(getattr(self, self._activated))
     outputs = self._function(
       _tensors.widened(x, compute_dtype),
@@ -340,7 +344,7 @@ class Norm(_AnyLayer):
       **{self._activated: activation},
       **options,
     )
-    return tf.cast(outputs, compute_dtype)
+    return _tensors.cast(outputs, compute_dtype)
 
   def _normalized_rows(self, inputs, mask, gamma, beta, gate=None):
     """`_normalized` of a ragged tensor, whose groups lie in its flat values."""
@@ -352,19 +356,19 @@ class Norm(_AnyLayer):
     _checks.check_nothing_beside_ragged(who, mask=mask, gamma=gamma, beta=beta)
     options = self._options()
     for name in {'axis', 'head_axis'}.intersection(options):
-      options[name] = _tensors.from_the_end(options[name], rank)
+      options[name] = _from_the_end(options[name], rank)
 
     def of_values(values, gate=None):
-      values = tf.ensure_shape(values, [None, *shape[ragged + 1 :]])
+      values = _tensors.of_shape(values, [None, *shape[ragged + 1 :]])
       more = {} if gate is None else {'gate': gate}
       return self._call_function(values, None, None, None, **options, **more)
 
     tensors = [inputs]
     if gate is not None:
-      _checks.check_ragged_gate(isinstance(gate, tf.RaggedTensor), gate)
+      _checks.check_ragged_gate(isinstance(gate, _tensors.RAGGED), gate)
       tensors.append(gate)
     # It sees to it that both have the same rows.
-    return tf.ragged.map_flat_values(of_values, *tensors)
+    return _tensors.map_flat_values(of_values, *tensors)
 
   def _axes_of_groups(self, rank: int) -> tuple[int, ...] | None:
     """Axes on which a group or its parameters lie; `None`: on all positions."""
@@ -382,11 +386,11 @@ class Norm(_AnyLayer):
       )
     weight = getattr(self, name)
     # A tensor, because a Keras 3 variable cannot be passed to a tf.function.
-    value = tf.convert_to_tensor(weight)
-    stored = tf.as_dtype(self.variable_dtype)
+    value = _tensors.value_of(weight)
+    stored = _tensors.as_dtype(self.variable_dtype)
     if value.dtype != stored and hasattr(weight, '_value'):
       # The first Keras 3 versions cast weights even where autocast is off.
-      value = tf.convert_to_tensor(weight._value)
+      value = _tensors.convert(weight._value)
     return value
 
   def compute_output_shape(self, input_shape):
@@ -448,7 +452,14 @@ class Norm(_AnyLayer):
 
 def _mask_as_tensor(mask):
   """An array of bools is one of floats to the first Keras 3 versions."""
-  return tf.convert_to_tensor(mask) if isinstance(mask, np.ndarray) else mask
+  return _tensors.convert(mask) if isinstance(mask, np.ndarray) else mask
+
+
+def _from_the_end(axis: Any, rank: int) -> Any:
+  """An axis or axes, or `None`, counted from the end."""
+  if isinstance(axis, (list, tuple)):
+    return [_from_the_end(each, rank) for each in axis]
+  return axis if axis is None or axis < 0 else axis - rank
 
 
 def _generation(tensor) -> str | None:

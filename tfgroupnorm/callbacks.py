@@ -13,9 +13,8 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tfgroupnorm import _checks, _features, _figures
+from tfgroupnorm import _checks, _features, _figures, _reading
 
 # Records, however cheap, come at least this part of the steps so far apart, so
 # that their number grows with the logarithm of the steps.
@@ -24,21 +23,6 @@ _FINEST = 1 / 500
 # Records that are made of a training whatever they cost: a curve of two points
 # shows nothing. Then their number grows with the logarithm of the steps.
 _LEAST = 20
-
-# What TensorBoard's scalars are. `tf.summary.scalar` would need TensorBoard
-# where it writes; the events themselves do not.
-_SCALAR = tf.compat.v1.SummaryMetadata(
-  plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name='scalars'),
-  data_class='DATA_CLASS_SCALAR',
-)
-
-
-def _writers(log_dir: str, percentiles: Sequence[float]) -> list[Any]:
-  """A run for TensorBoard for each percentile."""
-  return [
-    tf.summary.create_file_writer(os.path.join(log_dir, f'p{each:g}'))
-    for each in percentiles
-  ]
 
 
 def _check_percentiles(percentiles: Any) -> tuple[float, ...]:
@@ -177,6 +161,8 @@ class ActivationPercentiles(keras.callbacks.Callback):
       )
     self.max_share = float(max_share)
     self.log_dir = None if log_dir is None else os.fspath(log_dir)
+    if self.log_dir is not None:
+      _reading.Writers.check(self.log_dir)
     self.sample_size = _checks.check_int('sample_size', sample_size)
     if self.sample_size < 1:
       raise ValueError(
@@ -184,8 +170,8 @@ class ActivationPercentiles(keras.callbacks.Callback):
         f'{sample_size}. 65536 values know the 1st percentile to within 0.1%.'
       )
     self._followed: Any = None  # The model.
-    self._read: Callable[[], dict[str, tf.Tensor]] | None = None
-    self._writers: list[Any] = []
+    self._read: Callable[[], dict[str, Any]] | None = None
+    self._writers: _reading.Writers | None = None
     self._steps: list[int] = []
     self._records: dict[str, list[np.ndarray]] = {}
     self._step = 0
@@ -350,16 +336,16 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   def _record(self) -> None:
     # So that what the training still has to do is not taken for our time.
-    tf.test.experimental.sync_devices()
+    _reading.wait(self.model)
     self._tick()
     if self._read is None:
       self._read = self._prepare()
-    if self.log_dir is not None and not self._writers:
-      self._writers = _writers(self.log_dir, self.percentiles)
+    if self.log_dir is not None and self._writers is None:
+      self._writers = _reading.Writers(self.log_dir, self.percentiles)
     self._setup_seconds += self._tick()
     # All of them first: an interruption must not leave a part of a record.
     values = {
-      name: self._percentiles_of(each.numpy())
+      name: self._percentiles_of(np.asarray(each))
       for name, each in self._read().items()
     }
     for name, row in values.items():
@@ -368,7 +354,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._write()
     self._record_seconds += self._tick()
 
-  def _prepare(self) -> Callable[[], dict[str, tf.Tensor]]:
+  def _prepare(self) -> Callable[[], dict[str, Any]]:
     """Makes what reads the features, and has run it once."""
     return _features.reader(
       self.model, self._data, self._layers, self.sample_size
@@ -381,15 +367,14 @@ class ActivationPercentiles(keras.callbacks.Callback):
       return np.percentile(values, self.percentiles)
 
   def _close_writers(self) -> None:
-    for writer in self._writers:
-      writer.close()
-    self._writers = []
+    if self._writers is not None:
+      self._writers.close()
+      self._writers = None
 
   def _write(self) -> None:
-    for i, writer in enumerate(self._writers):
-      with writer.as_default(self._step), tf.summary.record_if(True):
-        for name, rows in self._records.items():
-          tf.summary.write(f'features/{name}', rows[-1][i], metadata=_SCALAR)
+    if self._writers is not None:
+      for name, rows in self._records.items():
+        self._writers.write(self._step, f'features/{name}', rows[-1])
 
   # --- Figures ----------------------------------------------------------------
 

@@ -8,9 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
-from tfgroupnorm import _checks, _copying, models
+from tfgroupnorm import _checks, _copying, _tensors, models
 from tfgroupnorm.models import Keras, Layer
 
 _CHOICES = ('gcd', 'error', 'skip')
@@ -227,7 +225,7 @@ class _Found:
   def _input_shape(self) -> list[int | None]:
     config = self.layer.get_build_config()
     if config:
-      return tf.TensorShape(config['input_shape']).as_list()
+      return list(_tensors.Shape(config['input_shape']))
     # The oldest Keras 2 does not note the shape of what it builds itself.
     spec = self.layer.input_spec
     return [spec.axes.get(i) for i in range(spec.ndim)]

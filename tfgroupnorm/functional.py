@@ -2,7 +2,9 @@
 
 `_checks` validates, for the layers too, and `_layouts` describes: the four
 public functions differ in nothing but the `Layout` that they hand on.
-`_tensors` is the door to TensorFlow.
+`_tensors` is the door to TensorFlow and to JAX: to the one beneath Keras, whose
+tensors the functions take and return. On JAX they may be in `jax.jit`, `grad`,
+`jvp`, `vmap` and all other transformations.
 """
 
 from __future__ import annotations
@@ -12,11 +14,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from tfgroupnorm import _checks, _docs, _layouts, _tensors, kernel
+from tfgroupnorm._tensors import Tensor
 
-Activation = str | Callable[[tf.Tensor], tf.Tensor] | None
+Activation = str | Callable[[Tensor], Tensor] | None
 
 
 @_docs.documented
@@ -32,7 +33,7 @@ def group_norm(
   mask: Any = None,
   activation: Activation = None,
   jit_compile: bool | str = 'auto',
-) -> tf.Tensor:
+) -> Tensor:
   """Group normalization: each group of channels of each sample by itself.
 
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
@@ -56,10 +57,10 @@ def group_norm(
 
   Example:
 
-  >>> import tensorflow as tf
+  >>> import numpy as np
   >>> from tfgroupnorm import functional
-  >>> x = tf.reshape(tf.range(8.0), (1, 2, 4))
-  >>> functional.group_norm(x, groups=2, epsilon=1e-5).numpy().round(2)
+  >>> x = np.arange(8, dtype="float32").reshape(1, 2, 4)
+  >>> np.asarray(functional.group_norm(x, groups=2, epsilon=1e-5)).round(2)
   array([[[-1.21, -0.73, -1.21, -0.73],
           [ 0.73,  1.21,  0.73,  1.21]]], dtype=float32)
 
@@ -91,7 +92,7 @@ def instance_norm(
   mask: Any = None,
   activation: Activation = None,
   jit_compile: bool | str = 'auto',
-) -> tf.Tensor:
+) -> Tensor:
   """Instance normalization: each channel of each sample by itself.
 
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
@@ -111,10 +112,10 @@ def instance_norm(
 
   Example:
 
-  >>> import tensorflow as tf
+  >>> import numpy as np
   >>> from tfgroupnorm import functional
-  >>> x = tf.constant([[[1.0, 10.0], [3.0, 30.0]]])
-  >>> functional.instance_norm(x, epsilon=1e-5).numpy().round(2)
+  >>> x = np.array([[[1.0, 10.0], [3.0, 30.0]]], "float32")
+  >>> np.asarray(functional.instance_norm(x, epsilon=1e-5)).round(2)
   array([[[-1., -1.],
           [ 1.,  1.]]], dtype=float32)
 
@@ -146,7 +147,7 @@ def layer_norm(
   mask: Any = None,
   activation: Activation = None,
   jit_compile: bool | str = 'auto',
-) -> tf.Tensor:
+) -> Tensor:
   """Layer normalization, over one axis or several; RMS normalization too.
 
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
@@ -169,12 +170,12 @@ def layer_norm(
 
   Example:
 
-  >>> import tensorflow as tf
+  >>> import numpy as np
   >>> from tfgroupnorm import functional
-  >>> x = tf.constant([[1.0, 2.0, 3.0, 4.0]])
-  >>> functional.layer_norm(x, epsilon=1e-5).numpy().round(2)
+  >>> x = np.array([[1.0, 2.0, 3.0, 4.0]], "float32")
+  >>> np.asarray(functional.layer_norm(x, epsilon=1e-5)).round(2)
   array([[-1.34, -0.45,  0.45,  1.34]], dtype=float32)
-  >>> functional.layer_norm(x, epsilon=1e-5, rms=True).numpy().round(2)
+  >>> np.asarray(functional.layer_norm(x, epsilon=1e-5, rms=True)).round(2)
   array([[0.37, 0.73, 1.1 , 1.46]], dtype=float32)
 
   References:
@@ -209,7 +210,7 @@ def head_norm(
   gate_activation: Activation = None,
   mask: Any = None,
   jit_compile: bool | str = 'auto',
-) -> tf.Tensor:
+) -> Tensor:
   """Head normalization: each attention head at each position by itself.
 
       y = (gamma * (x - mean) / sqrt(var + epsilon) + beta) * gate'
@@ -242,10 +243,10 @@ def head_norm(
 
   Example:
 
-  >>> import tensorflow as tf
+  >>> import numpy as np
   >>> from tfgroupnorm import functional
-  >>> x = tf.constant([[[1.0, 3.0, 10.0, 30.0]]])  # one step, two heads
-  >>> functional.head_norm(x, num_heads=2, epsilon=1e-5).numpy().round(2)
+  >>> x = np.array([[[1.0, 3.0, 10.0, 30.0]]], "float32")  # one step, two heads
+  >>> np.asarray(functional.head_norm(x, num_heads=2, epsilon=1e-5)).round(2)
   array([[[-1.,  1., -1.,  1.]]], dtype=float32)
 
   References:
@@ -271,7 +272,7 @@ def head_norm(
   )
 
 
-@tf.autograph.experimental.do_not_convert
+@_tensors.not_converted
 def moments(
   x: Any,
   *,
@@ -279,7 +280,7 @@ def moments(
   group_size: int | None = None,
   axis: int = -1,
   mask: Any = None,
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[Tensor, Tensor]:
   """Mean and biased variance, as `group_norm` takes them of its groups.
 
       mean, var = mean(x), mean((x - mean) ** 2)
@@ -287,7 +288,7 @@ def moments(
   over all positions of a sample and the channels of a group: what a style is,
   for AdaIN and the like. Exact where the mean is large, in float32 (float64 for
   float64). Both have a value for each channel, that of its group, and broadcast
-  with `x`. `(x - mean) / tf.sqrt(var + epsilon)` is what `group_norm` returns,
+  with `x`. `(x - mean) / sqrt(var + epsilon)` is what `group_norm` returns,
   but for what float32 cannot hold of a large mean.
 
   Args:
@@ -309,11 +310,11 @@ def moments(
 
   Example:
 
-  >>> import tensorflow as tf
+  >>> import numpy as np
   >>> from tfgroupnorm import functional
-  >>> x = tf.constant([[[1.0, 10.0], [3.0, 30.0]]])
+  >>> x = np.array([[[1.0, 10.0], [3.0, 30.0]]], "float32")
   >>> mean, var = functional.moments(x)
-  >>> mean.numpy(), var.numpy()
+  >>> np.asarray(mean), np.asarray(var)
   (array([[[ 2., 20.]]], dtype=float32), array([[[  1., 100.]]], dtype=float32))
 
   References:
@@ -338,14 +339,14 @@ def moments(
 
 def _parameter(
   name: str, value: Any, layout: _layouts.Layout, shape: _checks.Shape
-) -> tuple[tf.Tensor | None, tuple[int, ...]]:
+) -> tuple[Tensor | None, tuple[int, ...]]:
   """`value` as a tensor, and the axes of the kernel's `x` on which it lies."""
   if value is None:
     return None, ()
   value = _tensors.as_tensor(value, name)
   _checks.check_floating(name, value)
   if _tensors.shape_of(value) == (1, *layout.parameter_shape):
-    value = tf.squeeze(value, 0)  # One for all samples.
+    value = _tensors.squeeze(value, 0)  # One for all samples.
   per_sample = _checks.check_parameter_shape(
     name, _tensors.shape_of(value), layout.parameter_shape, shape
   )
@@ -355,7 +356,7 @@ def _parameter(
 
 def mask_of_positions(
   mask: Any, layout: _layouts.Layout, shape: _checks.Shape
-) -> tf.Tensor:
+) -> Tensor:
   """`mask` as bools, without axes of size 1 where there are no positions."""
   mask = _tensors.as_mask(mask)
   received = _tensors.shape_of(mask)
@@ -364,13 +365,13 @@ def mask_of_positions(
   last = len(shape) - 1
   others = set(range(last + 1)).difference(layout.position_axes) or {last}
   if all(received[i] == 1 for i in others):
-    return tf.squeeze(mask, sorted(others))
+    return _tensors.squeeze(mask, tuple(sorted(others)))
   return mask
 
 
 def _mask(
   mask: Any, layout: _layouts.Layout, shape: _checks.Shape
-) -> tuple[tf.Tensor | None, tuple[int, ...]]:
+) -> tuple[Tensor | None, tuple[int, ...]]:
   """`mask` as a bool tensor, and the axes of `x` on which it lies."""
   if mask is None:
     return None, ()
@@ -382,7 +383,7 @@ def _mask(
   return mask, positions[:spanned]
 
 
-def _gate(gate: Any, shape: _checks.Shape) -> tf.Tensor | None:
+def _gate(gate: Any, shape: _checks.Shape) -> Tensor | None:
   if gate is None:
     return None
   gate = _tensors.as_tensor(gate, 'gate')
@@ -391,7 +392,7 @@ def _gate(gate: Any, shape: _checks.Shape) -> tf.Tensor | None:
   return gate
 
 
-@tf.autograph.experimental.do_not_convert
+@_tensors.not_converted
 def _normalize(
   layout_of: Callable[..., _layouts.Layout],
   x: Any,
@@ -405,7 +406,7 @@ def _normalize(
   activation: Activation = None,
   gate: Any = None,
   gate_activation: Activation = None,
-) -> tf.Tensor:
+) -> Tensor:
   """Validates what the four functions have in common, and calls the kernel."""
   jit_compile = _checks.check_jit_compile(jit_compile)
   epsilon = _checks.check_epsilon(epsilon)

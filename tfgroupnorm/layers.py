@@ -6,11 +6,12 @@ import keras
 
 from tfgroupnorm import _layer, _norms
 
-if keras.backend.backend() != 'tensorflow':
+if keras.backend.backend() not in ('jax', 'tensorflow'):
   raise ImportError(
-    'The layers of tfgroupnorm run on TensorFlow. Received: Keras with '
-    f'backend {keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow in '
-    'the environment before keras is imported, or "backend" in keras.json.'
+    'The layers of tfgroupnorm run on TensorFlow and on JAX. Received: Keras '
+    f'with backend {keras.backend.backend()!r}. Set KERAS_BACKEND=tensorflow '
+    'or KERAS_BACKEND=jax in the environment before keras is imported, or '
+    '"backend" in keras.json.'
   )
 
 __all__ = [

@@ -12,19 +12,17 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
 from absl import logging
 
-from tfgroupnorm import (
-  _checks,
-  _saved_model,
-  _servable,
-  _verify,
-  _warmup,
-  kernel,
-)
+from tfgroupnorm import _checks, kernel
+from tfgroupnorm.kernel import framework
+
+if TYPE_CHECKING or framework.NAME == 'tensorflow':
+  import tensorflow as tf
+
+  from tfgroupnorm import _saved_model, _servable, _verify, _warmup
 
 
 def export_saved_model(
@@ -79,7 +77,8 @@ def export_saved_model(
 
   Raises:
     FileExistsError: If there is something at `path`.
-    ImportError: If `warmup` is given and tensorflow-serving-api is missing.
+    ImportError: If `warmup` is given and tensorflow-serving-api is missing; or
+      with JAX beneath Keras.
     RuntimeError: If what was written does not pass verification.
     TypeError: If an argument has the wrong type.
     ValueError: If the model is not built, a batch does not fit it, or
@@ -101,6 +100,7 @@ def export_saved_model(
     - [SavedModel warmup](
       https://www.tensorflow.org/tfx/serving/saved_model_warmup)
   """
+  _check_framework()
   jit_compile = _checks.check_bool('jit_compile', jit_compile)
   quantizable = _checks.check_bool('quantizable', quantizable)
   if quantizable and jit_compile:
@@ -151,6 +151,16 @@ def export_saved_model(
       '%s is compiled by XLA: start servers with '
       '--xla_cpu_compilation_enabled or --xla_gpu_compilation_enabled.',
       path,
+    )
+
+
+def _check_framework() -> None:
+  if framework.NAME != 'tensorflow':
+    raise ImportError(
+      'A SavedModel is written by TensorFlow, of a model that runs on it. '
+      f'Received: Keras with backend {framework.NAME!r}. Call `model.save('
+      '"model.keras")` here; then, where KERAS_BACKEND=tensorflow, `import '
+      'tfgroupnorm`, load that by `keras.models.load_model` and export it.'
     )
 
 

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from tfgroupnorm.kernel import framework
+
+if framework.NAME != 'tensorflow':
+  raise ImportError(
+    'tfgroupnorm.tf_keras is for models of Keras 2, which are TensorFlow. '
+    f'Received: Keras 3 with backend {framework.NAME!r}, for which the kernel '
+    'is set in this process. Set KERAS_BACKEND=tensorflow before importing '
+    'keras or tfgroupnorm; or import from `tfgroupnorm` for Keras 3.'
+  )
+
 try:
   import tf_keras
 except ImportError as error:

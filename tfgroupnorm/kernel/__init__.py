@@ -3,9 +3,9 @@
 One way through, a room each:
 
   normalize
-    -> tensorflow/dispatch.py   op by op or compiled, and for which platform
+    -> dispatch.py              op by op or compiled, and for which platform
                                 (and gamma, beta as its form wants them)
-    -> tensorflow/gradient.py   a gradient of any order attached
+    -> gradient.py              a gradient of any order attached
     -> passes.py                forward and backward: lay out, compute, leave
     -> forms/                   a platform's layout, order and sums, chosen once
     -> operands.py, layout.py   tensors and sizes laid out; groups; masks
@@ -14,21 +14,30 @@ One way through, a room each:
                                 k near the mean that they subtract
          line.py                d * scale + offset, which costs no pass over x
          activations.py         functions that run inside, and derivatives
-    -> framework.py             `xp`: array operations under NumPy's names
+    -> framework.py             which framework is beneath, and `xp`: its array
+                                operations under NumPy's names
 
-`spec.py` says what is asked for. There is no Keras here, and no framework but
-in `tensorflow/`; no platform is named but in `forms/` and where it is found
-out, in `dispatch.py`.
+`spec.py` says what is asked for, `surroundings.py` what is said around a call.
+`dispatch.py`, `gradient.py` and the operations of `xp` are a framework's own,
+in `tensorflow/` or `jax/`, and no framework is called but there. No platform is
+named but in `forms/` and where it is found out, in `dispatch.py`. There is no
+Keras here, but that `framework.py` asks it what is beneath.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tfgroupnorm.kernel import framework
 from tfgroupnorm.kernel.operands import compute_dtype
 from tfgroupnorm.kernel.passes import moments
 from tfgroupnorm.kernel.spec import Spec
-from tfgroupnorm.kernel.tensorflow import dispatch
+from tfgroupnorm.kernel.surroundings import op_by_op, quantizable
+
+if TYPE_CHECKING or framework.NAME == 'tensorflow':
+  from tfgroupnorm.kernel.tensorflow import dispatch
+else:
+  from tfgroupnorm.kernel.jax import dispatch
 
 __all__ = [
   'Spec',
@@ -38,8 +47,6 @@ __all__ = [
   'op_by_op',
   'quantizable',
 ]
-
-op_by_op, quantizable = dispatch.op_by_op, dispatch.quantizable
 
 
 def normalize(

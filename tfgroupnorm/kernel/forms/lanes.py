@@ -125,15 +125,10 @@ class Lanes:
 
 
 def pieces(t: xp.Array, number: int) -> list[xp.Array]:
-  """A `number` of tensors that add up to `t`, all but the last of 8 bits.
-
-  By masks: XLA takes a cast to bfloat16 and back for nothing.
-  """
+  """A `number` of tensors that add up to `t`, all but the last of 8 bits."""
   result = []
   for _ in range(number - 1):
-    bits = xp.bitcast(t, xp.uint32) + xp.asarray(0x8000, xp.uint32)
-    bits = xp.bitwise_and(bits, xp.asarray(0xFFFF0000, xp.uint32))
-    result.append(xp.bitcast(bits, xp.float32))
+    result.append(xp.to_8_bits(t))
     t -= result[-1]
   return [*result, t]
 
@@ -149,7 +144,7 @@ class _InLanes(Order):
 
   def wait(self, statistics, dy):
     # XLA shares products: it would keep x - k from the forward pass.
-    return tuple(xla.after(s, dy) for s in statistics)
+    return tuple(xla.small_after(s, dy) for s in statistics)
 
   def sums_of_gradients(self, back: Cotangents):
     xhat = back.xhat.value
@@ -163,7 +158,7 @@ class _InLanes(Order):
     # v5e 1650 kilocycles, not 1730. Kept where there is none, in bfloat16:
     # 1070, not 1190.
     if back.xhat.offset is not None:
-      scale = o.spread(xla.after(back.statistics[-1], mean_xhat))
+      scale = o.spread(xla.small_after(back.statistics[-1], mean_xhat))
     return dx * scale
 
 

@@ -17,7 +17,7 @@ Array: TypeAlias = tf.Tensor
 DType: TypeAlias = tf.DType
 
 bfloat16, float32, float64 = tf.bfloat16, tf.float32, tf.float64
-bool_, int32, uint32 = tf.bool, tf.int32, tf.uint32
+bool_, int32 = tf.bool, tf.int32
 
 # Aliases, not functions of our own, wherever that will do: an eager call costs
 # so little that one more level would show.
@@ -30,7 +30,7 @@ stop_gradient, transpose = tf.stop_gradient, tf.transpose
 
 # Of two; join_complex(real, imag).
 add, multiply, maximum, minimum = tf.add, tf.multiply, tf.maximum, tf.minimum
-bitwise_and, join_complex = tf.bitwise.bitwise_and, tf.complex
+join_complex = tf.complex
 
 # (condition, t, other); (t, least, largest)
 where, clip = tf.where, tf.clip_by_value
@@ -40,7 +40,7 @@ sum, mean = tf.reduce_sum, tf.reduce_mean
 min, max = tf.reduce_min, tf.reduce_max
 
 # (t, dtype), where asarray takes a number
-astype, bitcast, asarray = tf.cast, tf.bitcast, tf.constant
+astype, asarray = tf.cast, tf.constant
 
 # (sizes, dtype); (stop)
 zeros, ones, arange = tf.zeros, tf.ones, tf.range
@@ -56,6 +56,19 @@ split = tf.split
 
 # (a, b, how many axes); (matrix, vector)
 tensordot, matvec = tf.tensordot, tf.linalg.matvec
+
+# (tensors): the same, but none of them before all are there. It has none.
+barrier = None
+
+
+def to_8_bits(t: Array) -> Array:
+  """float32 `t` in the precision of bfloat16.
+
+  By a mask: XLA takes a cast to bfloat16 and back for nothing.
+  """
+  bits = tf.bitcast(t, tf.uint32) + tf.constant(0x8000, tf.uint32)
+  bits = tf.bitwise.bitwise_and(bits, tf.constant(0xFFFF0000, tf.uint32))
+  return tf.bitcast(bits, tf.float32)
 
 
 class Size:

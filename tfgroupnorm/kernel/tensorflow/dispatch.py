@@ -6,11 +6,10 @@ The rules of `jit_compile`, one function for each question they ask.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import tensorflow as tf
 from absl import logging
@@ -18,6 +17,7 @@ from absl import logging
 from tfgroupnorm.kernel import forms
 from tfgroupnorm.kernel.passes import forward
 from tfgroupnorm.kernel.spec import Spec
+from tfgroupnorm.kernel.surroundings import op_by_op_asked, quantizable_asked
 from tfgroupnorm.kernel.tensorflow.functions import compiled, outermost, plain
 from tfgroupnorm.kernel.tensorflow.gradient import differentiable
 from tfgroupnorm.kernel.tensorflow.sizes import came_often, either
@@ -40,62 +40,6 @@ _REMEDY = 'xla_unless_traced_under_tfgroupnorm.op_by_op'
 # Most shapes that are compiled of one kind of tensor, and in a process; most
 # not compiled yet whose eager calls are counted.
 _MOST_SHAPES, _MOST_SHAPES_OF_ALL, _MOST_COUNTED = 8, 512, 1000
-
-
-# Of the thread that says so: others may be training.
-_op_by_op = contextvars.ContextVar('tfgroupnorm.op_by_op', default=False)
-
-
-@contextlib.contextmanager
-def op_by_op() -> Iterator[None]:
-  """Under it nothing is compiled: for functions that other programs will run.
-
-  Programs that convert a graph, to ONNX or to LiteRT for example, do not know
-  what XLA is to compile, and some write a file then that nothing can read.
-  Trace what they are given under this context manager: it is
-  `jit_compile=False` for all layers and functions of this package, of either
-  Keras, whatever they say themselves, `True` too.
-
-  It holds in this thread, for what is traced or called inside it, and may be
-  nested. A `tf.function` that was traced before, by a call or by
-  `get_concrete_function`, keeps the trace that it has, here too: make a new
-  `tf.function` of the same Python function, or of the model, inside. What was
-  traced inside stays op by op outside.
-
-  SavedModels need none of this, however they are made, and no program that
-  makes one on its way: `export_saved_model`, `model.export` and
-  `TFLiteConverter.from_keras_model` among them.
-
-  Example:
-
-  >>> import tensorflow as tf
-  >>> from tfgroupnorm import functional, op_by_op
-  >>> with op_by_op():
-  ...   function = tf.function(functional.layer_norm).get_concrete_function(
-  ...     tf.TensorSpec((None, 8))
-  ...   )
-  >>> any('_XlaMustCompile' in f.attr
-  ...     for f in function.graph.as_graph_def().library.function)
-  False
-  """
-  before = _op_by_op.set(True)
-  try:
-    yield
-  finally:
-    _op_by_op.reset(before)
-
-
-_quantizable = contextvars.ContextVar('tfgroupnorm.quantizable', default=False)
-
-
-@contextlib.contextmanager
-def quantizable() -> Iterator[None]:
-  """Under it SavedModels get the form that bears being quantized."""
-  before = _quantizable.set(True)
-  try:
-    yield
-  finally:
-    _quantizable.reset(before)
 
 
 def _is_handed_over(x: tf.Tensor, jit_compile: bool | str) -> bool:
@@ -244,7 +188,7 @@ def _no_gain(x: tf.Tensor, types: set[str]) -> range:
 
 def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
   """`compiled`, `plain` or `either`, by the rules of `jit_compile`."""
-  if jit_compile is False or _op_by_op.get() or _in_xla_trace():
+  if jit_compile is False or op_by_op_asked.get() or _in_xla_trace():
     return plain
   if _in_tpu_replica() or _is_handed_over(x, jit_compile):
     return plain
@@ -284,7 +228,7 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> tf.Tensor:
   if _in_save_context():
     # A server without XLA must be able to run it, and a reloaded model to
     # differentiate it: ordinary ops with their ordinary gradients.
-    platform = 'quantizable' if _quantizable.get() else None
+    platform = 'quantizable' if quantizable_asked.get() else None
     spec = dataclasses.replace(spec, platform=platform)
     y, _ = forward(spec, x, gamma, beta, gate, mask)
     return y

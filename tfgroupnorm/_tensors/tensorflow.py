@@ -1,16 +1,24 @@
-"""What `functional` and the layers ask of TensorFlow besides the kernel.
-
-A second framework would bring the same few functions.
-"""
+"""TensorFlow, for `functional` and the layers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from tfgroupnorm import _checks
+
+# Aliases, not functions of our own: they are called for each eager call.
+Tensor: TypeAlias = tf.Tensor
+Shape: TypeAlias = tf.TensorShape
+RAGGED, SPARSE = tf.RaggedTensor, (tf.SparseTensor, tf.IndexedSlices)
+as_dtype, is_tensor = tf.as_dtype, tf.is_tensor
+convert, value_of = tf.convert_to_tensor, tf.convert_to_tensor
+cast, squeeze, of_shape = tf.cast, tf.squeeze, tf.ensure_shape
+flatten, map_structure = tf.nest.flatten, tf.nest.map_structure
+map_flat_values = tf.ragged.map_flat_values
+not_converted = tf.autograph.experimental.do_not_convert
 
 # Its own functions that the kernel has inside.
 _FUSED = {
@@ -67,13 +75,6 @@ def as_mask(mask: Any) -> tf.Tensor:
   return tf.cast(mask, tf.bool)
 
 
-def from_the_end(axis: Any, rank: int) -> Any:
-  """An axis or axes, or `None`, counted from the end."""
-  if isinstance(axis, (list, tuple)):
-    return [from_the_end(each, rank) for each in axis]
-  return axis if axis is None or axis < 0 else axis - rank
-
-
 def shape_of(x: tf.Tensor) -> tuple[int | None, ...] | None:
   """What is known of the shape; None where not even the rank is."""
   return None if x.shape.rank is None else tuple(x.shape)
@@ -88,10 +89,6 @@ def as_shape(shape: Any) -> tuple[int | None, ...]:
       'rank. Call `tf.ensure_shape` with None for each unknown size.'
     )
   return tuple(shape)
-
-
-def cast(x: tf.Tensor, dtype: Any) -> tf.Tensor:
-  return tf.cast(x, dtype)
 
 
 def repeated(t: tf.Tensor, axis: int, size: int) -> tf.Tensor:

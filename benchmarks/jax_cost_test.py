@@ -1,0 +1,49 @@
+"""JAX' own programs cost no more than TensorFlow's may, nor than Keras'."""
+
+import pytest
+
+import jax_cost
+import xla_cost
+from budgets_test import BUDGETS
+
+# Kilocycles of heads on a v5e, with what JAX alone has: see `forms/lanes.py`.
+HEADS = {
+  ('Head (32,512,12x64) float32', 'forward'): 415,
+  ('Head (32,512,12x64) float32', 'step'): 1460,
+}
+
+
+@pytest.fixture(scope='module')
+def costs(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('stablehlo')
+  return {
+    (target, case.name, name, owner): cost
+    for case, target, name, owner, cost in jax_cost.costs(
+      xla_cost.ALL, list(BUDGETS), folder, ('ours', 'keras')
+    )
+  }
+
+
+@pytest.mark.parametrize(
+  'target, case, name',
+  [
+    (target, case, name)
+    for target, cases in BUDGETS.items()
+    for case, passes in cases.items()
+    for name in passes
+  ],
+)
+def test_budget(target, case, name, costs):
+  ours = costs[target, case, name, 'ours']
+  keras = costs.get((target, case, name, 'keras'))
+  budget = {'kilocycles': HEADS[case, name]} if (case, name) in HEADS else {}
+  if target != 'v5e':
+    budget = {}
+  for what, most in {**BUDGETS[target][case][name], **budget}.items():
+    if what == 'to_keras':
+      if keras is None:  # It has no masks, nor parameters of each sample.
+        continue
+      found = ours.kilocycles / keras.kilocycles
+    else:
+      found = getattr(ours, what)
+    assert found <= most, f'{what}: {found:.3f} exceeds the budget of {most}'

@@ -1,0 +1,102 @@
+"""Times on this machine through JAX: ours, Keras on JAX, and flax, in turns.
+
+  python benchmarks/jax_cpu.py [--only=GN] [--rounds=15] [--write]
+
+Forward, and a step of training (the gradient of x, gamma and beta), compiled by
+`jax.jit`. Each round times everyone once, so that what else the machine does
+falls on all alike; what is shown is the least of each, in milliseconds.
+`--write` puts them into `results/jax_cpu.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+
+from absl import app, flags
+
+import cases as c
+import jax_cost
+
+HERE = pathlib.Path(__file__).parent
+CASES = flags.DEFINE_string('only', '', 'Only cases with this in their name.')
+ROUNDS = flags.DEFINE_integer('rounds', 15, 'How often to time everyone.')
+
+ALL = [
+  c.group(16, 56, 56, 256),
+  c.group(16, 14, 14, 1024),
+  c.group(16, 56, 56, 256, activation='silu'),
+  c.instance(8, 128, 128, 64),
+  c.layer(32, 512, 768),
+  c.layer(32, 512, 768, rms=True),
+  c.head(32, 512, 768),
+]
+
+
+def programs(case: c.Case):
+  """{(pass, owner): a call that waits for its result}."""
+  import jax
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  x, dy = rng.normal(1, 2, (2, *case.shape)).astype('float32')
+  p = rng.normal(1, 0.3, (2, *case.parameter_shape)).astype('float32')
+  x, dy, gamma, beta = map(jax.device_put, (x, dy, *p))
+  result = {}
+  for owner in jax_cost.OWNERS:
+    function = jax_cost._function(case, owner)
+    if function is None:
+      continue
+    for name, traced, arguments in (
+      ('forward', function, (x, gamma, beta)),
+      ('step', jax_cost.step(function), (x, gamma, beta, dy)),
+    ):
+      run = jax.jit(lambda *a, f=traced: f(*a))
+
+      def call(run=run, arguments=arguments):
+        jax.block_until_ready(run(*arguments))
+
+      call()
+      result[name, owner] = call
+  return result
+
+
+def main(_):
+  os.environ['KERAS_BACKEND'] = 'jax'
+  results = []
+  print(f'{"ms":44}' + ''.join(f'{owner:>10}' for owner in jax_cost.OWNERS))
+  for case in ALL:
+    if CASES.value not in case.name:
+      continue
+    calls = programs(case)
+    times = {key: [] for key in calls}
+    for _ in range(ROUNDS.value):
+      for key, call in calls.items():
+        begin = time.perf_counter()
+        call()
+        times[key].append(1000 * (time.perf_counter() - begin))
+    for name in ('forward', 'step'):
+      least = {
+        owner: round(min(times[name, owner]), 3)
+        for owner in jax_cost.OWNERS
+        if (name, owner) in times
+      }
+      results.append({'case': case.name, 'pass': name, **least})
+      cells = (least.get(owner, '') for owner in jax_cost.OWNERS)
+      print(
+        f'{case.name:36}{name:8}' + ''.join(f'{cell:>10}' for cell in cells),
+        flush=True,
+      )
+  if jax_cost.xla_cost.WRITE.value:
+    path = HERE / 'results' / 'jax_cpu.json'
+    path.write_text(json.dumps(results, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  sys.path.insert(0, str(HERE.parent))
+  app.run(main)
