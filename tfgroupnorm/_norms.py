@@ -46,7 +46,7 @@ class GroupNorm(_layer.Norm):
   >>> y = GroupNorm(groups=2)(x)
   >>> tuple(y.shape)
   (1, 2, 2, 4)
-  >>> abs(np.asarray(y)[..., :2].mean()) < 1e-6
+  >>> bool(abs(np.asarray(y)[..., :2].mean()) < 1e-6)
   True
 
   References:
