@@ -25,9 +25,11 @@ if TYPE_CHECKING:
   from tfgroupnorm import callbacks as callbacks
   from tfgroupnorm import convert as convert
   from tfgroupnorm import functional as functional
+  from tfgroupnorm import keras_norms as keras_norms
   from tfgroupnorm import layers as layers
   from tfgroupnorm import saving as saving
   from tfgroupnorm.convert import replace_batch_norm
+  from tfgroupnorm.keras_norms import replace_keras_norms
   from tfgroupnorm.kernel import op_by_op
   from tfgroupnorm.layers import (
     GroupNorm,
@@ -50,8 +52,16 @@ _HOMES = {
   'export_saved_model': 'saving',
   'op_by_op': 'kernel',
   'replace_batch_norm': 'convert',
+  'replace_keras_norms': 'keras_norms',
 }
-_MODULES = ('callbacks', 'convert', 'functional', 'layers', 'saving')
+_MODULES = (
+  'callbacks',
+  'convert',
+  'functional',
+  'keras_norms',
+  'layers',
+  'saving',
+)
 
 # No module: `import *` would put ours in place of a user's `layers`.
 __all__ = [
@@ -63,6 +73,7 @@ __all__ = [
   'export_saved_model',
   'op_by_op',
   'replace_batch_norm',
+  'replace_keras_norms',
 ]
 
 # What others call these, or what one may look for here.

@@ -210,7 +210,7 @@ def reader(
   _check_fits(data, model)
 
   def features():
-    with _watched(chosen) as found:
+    with watched(chosen) as found:
       try:
         model(data, training=False)
       except Exception as error:
@@ -235,7 +235,7 @@ def reader(
 
 @tf.autograph.experimental.do_not_convert
 @contextlib.contextmanager
-def _watched(layers: dict[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
+def watched(layers: dict[str, Any]) -> Iterator[dict[str, list[tf.Tensor]]]:
   """Within it, all that the layers return is collected in the dict."""
   found: dict[str, list[tf.Tensor]] = {name: [] for name in layers}
 

@@ -1,0 +1,190 @@
+"""Whether a layer or a model computes what another does, on made-up data.
+
+Both are called as for inference, and the gradients of one number are compared
+too: of the outputs multiplied by fixed random factors and added up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfgroupnorm import models
+from tfgroupnorm.models import Layer
+
+# What differences may be, relative to what is compared: of one norm, and of a
+# model, where those of its norms add up and are amplified.
+_ROUNDING = {
+  'float64': 1e-9,
+  'float32': 1e-5,
+  'bfloat16': 0.03,
+  'float16': 4e-3,
+}
+_IN_A_MODEL = {
+  'float64': 1e-8,
+  'float32': 1e-4,
+  'bfloat16': 0.3,
+  'float16': 0.05,
+}
+# A weight before a norm may have a gradient of 0, and what is computed for it
+# is rounding. So gradients count as no smaller than a hundredth of the median.
+_FLOOR = 0.01
+# Sizes to try for those that a model does not tell.
+_SIZES = (8, 32, 64, 224)
+_BATCH = 2
+# More gradients than this are not kept, but for those of the norms.
+MOST_WEIGHTS = 300_000_000
+
+
+def tolerance(dtype: str, *, model: bool = False) -> float:
+  """For results computed in `dtype`."""
+  table = _IN_A_MODEL if model else _ROUNDING
+  return table.get(dtype, table['float32'])
+
+
+# --- Made-up data ------------------------------------------------------------
+
+
+def made_up(shape: Sequence[int | None], dtype: Any, unknown: int = 8) -> Any:
+  """A batch that no formula likes: shifted, scaled, and the same each time.
+
+  Whole numbers are 0 and 1, which any vocabulary has and any mask may be.
+  """
+  sizes = [_BATCH, *(n or unknown for n in shape[1:])]
+  rng = np.random.default_rng(0)
+  dtype = tf.as_dtype(dtype)
+  if dtype == tf.string:
+    return np.full(sizes, 'a b')
+  if dtype.is_floating:
+    x = rng.normal(0.5, 2, sizes)
+    if len(sizes) > 2:
+      x[-1, -1] = 0  # Where `Masking` masks.
+    return tf.cast(x, dtype)
+  bits = rng.uniform(size=sizes) < 0.75
+  if len(sizes) > 1:
+    bits[:, 0], bits[-1, -1] = True, False
+  return tf.cast(bits, dtype)
+
+
+def batches(model: Layer) -> Iterator[Any]:
+  """Batches that the model may take; which of them fit, one must try."""
+  inputs = models.inputs_of(model)
+  if inputs is not None:
+    known = {tuple(x.shape[1:]) for x in tf.nest.flatten(inputs)}
+    sizes = _SIZES if any(None in shape for shape in known) else _SIZES[:1]
+    for unknown in sizes:
+      yield tf.nest.map_structure(
+        lambda x, n=unknown: made_up(tuple(x.shape), x.dtype, n), inputs
+      )
+    return
+  shapes = shapes_of(model)
+  if shapes is not None:
+    yield _from_shapes(shapes)
+
+
+def _from_shapes(shapes: Any) -> Any:
+  if isinstance(shapes, tf.TensorShape):
+    shapes = tuple(shapes)
+  if isinstance(shapes, dict):
+    return {name: _from_shapes(shape) for name, shape in shapes.items()}
+  if all(n is None or isinstance(n, int) for n in shapes):
+    return made_up(shapes, 'float32')
+  return [_from_shapes(shape) for shape in shapes]
+
+
+def shapes_of(layer: Layer) -> Any:
+  """The shape, or shapes, that a layer was built for; `None`: not known."""
+  config = layer.get_build_config() or {}
+  return config.get('input_shape')
+
+
+def refused(error: Exception) -> str:
+  """Why nothing was compared, in a line."""
+  said = str(error).strip().partition('\n')[0]
+  return f'it does not take a made-up batch ({said[:200]})'
+
+
+# --- Outputs and gradients ---------------------------------------------------
+
+
+@dataclasses.dataclass
+class Results:
+  """What was computed, as arrays; masked positions of outputs are 0."""
+
+  outputs: list[np.ndarray]
+  gradients: list[np.ndarray]
+
+
+def results(layer: Layer, inputs: Any, weights: Sequence[Any]) -> Results:
+  """Outputs, and gradients by floating inputs and by `weights`."""
+  flat = [tf.convert_to_tensor(x) for x in tf.nest.flatten(inputs)]
+  by = [x for x in flat if x.dtype.is_floating]
+  by += [w if isinstance(w, tf.Variable) else w.value for w in weights]
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(by)
+    outputs = _outputs(layer, tf.nest.pack_sequence_as(inputs, flat))
+    total = tf.add_n([_weighted_sum(y) for y in outputs])
+  gradients = tape.gradient(total, by, unconnected_gradients='zero')
+  return Results(
+    [_as_array(y) for y in outputs], [_as_array(g) for g in gradients]
+  )
+
+
+def _outputs(layer: Layer, inputs: Any) -> list[Any]:
+  """Floating ones, with 0 where they are masked."""
+  parameters = inspect.signature(layer.call).parameters
+  options = {'training': False} if 'training' in parameters else {}
+  outputs = []
+  for y in tf.nest.flatten(layer(inputs, **options)):
+    if not (tf.is_tensor(y) and y.dtype.is_floating):
+      continue
+    mask = getattr(y, '_keras_mask', None)
+    if mask is not None:
+      ones = [1] * (y.shape.rank - mask.shape.rank)
+      mask = tf.reshape(mask, [*mask.shape, *ones])
+      y = tf.where(mask, y, tf.zeros([], y.dtype))
+    outputs.append(y)
+  return outputs
+
+
+def _weighted_sum(y: tf.Tensor) -> tf.Tensor:
+  wide = tf.cast(y, tf.float64 if y.dtype == tf.float64 else tf.float32)
+  factors = tf.random.stateless_normal(y.shape, (0, 0), dtype=wide.dtype)
+  return tf.cast(tf.reduce_sum(wide * factors), tf.float64)
+
+
+def _as_array(x: Any) -> np.ndarray:
+  x = tf.convert_to_tensor(x)
+  return tf.cast(x, tf.float32).numpy() if x.dtype.size < 4 else x.numpy()
+
+
+def differences(a: Results, b: Results) -> tuple[float, float]:
+  """The largest of outputs, and of gradients, relative to what they are of.
+
+  Each counts by the largest of its own values, and a gradient as no smaller
+  than `_FLOOR` of the median of all.
+  """
+  of_outputs, of_gradients = [0.0], [0.0]
+  for y, other in zip(a.outputs, b.outputs, strict=True):
+    of_outputs.append(_relative(y, other, 0.0))
+  sizes = [np.max(np.abs(g), initial=0.0) for g in a.gradients]
+  floor = _FLOOR * float(np.median([s for s in sizes if s > 0] or [0.0]))
+  for g, other in zip(a.gradients, b.gradients, strict=True):
+    of_gradients.append(_relative(g, other, floor))
+  return max(of_outputs), max(of_gradients)
+
+
+def _relative(a: np.ndarray, b: np.ndarray, floor: float) -> float:
+  same = (a == b) | (np.isnan(a) & np.isnan(b))
+  distance = np.zeros_like(a)
+  np.subtract(a, b, where=~same, out=distance)
+  distance = np.max(np.abs(distance), initial=0)
+  if np.isnan(distance):
+    return float('inf')
+  size = np.max(np.abs(a), where=np.isfinite(a), initial=floor)
+  return float(distance / (size or 1.0))
