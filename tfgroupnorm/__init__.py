@@ -28,6 +28,7 @@ if TYPE_CHECKING:
   from tfgroupnorm import keras_norms as keras_norms
   from tfgroupnorm import layers as layers
   from tfgroupnorm import saving as saving
+  from tfgroupnorm import torch_norms as torch_norms
   from tfgroupnorm.convert import replace_batch_norm
   from tfgroupnorm.keras_norms import replace_keras_norms
   from tfgroupnorm.kernel import op_by_op
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     custom_objects,
   )
   from tfgroupnorm.saving import export_saved_model
+  from tfgroupnorm.torch_norms import convert_torch_norm
 
 __version__ = '0.1.0'
 
@@ -48,6 +50,7 @@ _HOMES = {
   'HeadNorm': 'layers',
   'InstanceNorm': 'layers',
   'LayerNorm': 'layers',
+  'convert_torch_norm': 'torch_norms',
   'custom_objects': 'layers',
   'export_saved_model': 'saving',
   'op_by_op': 'kernel',
@@ -61,6 +64,7 @@ _MODULES = (
   'keras_norms',
   'layers',
   'saving',
+  'torch_norms',
 )
 
 # No module: `import *` would put ours in place of a user's `layers`.
@@ -69,6 +73,7 @@ __all__ = [
   'HeadNorm',
   'InstanceNorm',
   'LayerNorm',
+  'convert_torch_norm',
   'custom_objects',
   'export_saved_model',
   'op_by_op',

@@ -8,7 +8,7 @@ find all of these, some in private lists of Keras.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tfgroupnorm import models
@@ -29,23 +29,29 @@ _TRACED = (
 )
 
 
-def become(layer: Layer, new: Layer) -> Callable[[], None]:
+def become(
+  layer: Layer, new: Layer, dropped: Sequence[str] = ()
+) -> Callable[[], None]:
   """Makes `layer` what `new` is, with its own variables.
 
-  They get the values of the weights of `new`, which are as many and of the same
-  shapes. The name, `trainable`, the dtype policy and the place in a graph are
-  the layer's own, and so are attributes that `new` does not have.
+  They get the values of the weights of `new`, which are as many, besides those
+  that are dropped, and of the same shapes. The name, `trainable`, the dtype
+  policy and the place in a graph are the layer's own, and so are attributes
+  that `new` does not have.
 
   Args:
     layer: A layer that is built.
     new: One of ours, built; it is not to be used any more.
+    dropped: Attributes with variables that it shall not have any more.
 
   Returns:
-    A function that undoes it.
+    A function that undoes it, if nothing was dropped.
 
   Raises:
     TypeError: If Python does not let the class change.
   """
+  for name in dropped:
+    _drop(layer, name)
   kind, attributes = type(layer), dict(vars(layer))
   variables = dict(zip(map(id, new.weights), layer.weights, strict=True))
   assigned = _assign(layer, new)
@@ -92,6 +98,17 @@ def _forget(layer: Layer, name: str, value: Any) -> None:
     del layer.__dict__[name]
   else:
     delattr(layer, name)
+
+
+def _drop(layer: Layer, name: str) -> None:
+  if not hasattr(layer, '_untrack_variable'):
+    delattr(layer, name)
+    return
+  # Keras 3. By `del` all garbage would be collected, for each variable.
+  layer._untrack_variable(getattr(layer, name))
+  if hasattr(layer, '_delete_tracking'):  # On TensorFlow.
+    layer._delete_tracking(name)
+  del layer.__dict__[name]
 
 
 def forget_traces(model: Layer) -> None:

@@ -31,8 +31,10 @@ _IN_A_MODEL = {
   'bfloat16': 0.3,
   'float16': 0.05,
 }
-# A weight before a norm may have a gradient of 0, and what is computed for it
-# is rounding. So gradients count as no smaller than a hundredth of the median.
+# A bias before a norm may have a gradient of 0, and what is computed for it is
+# rounding: both count as 0 where they are below this part of the median of all.
+# Gradients above it count as no smaller than `_FLOOR` of the median.
+_ZERO = 1e-4
 _FLOOR = 0.01
 # Sizes to try for those that a model does not tell.
 _SIZES = (8, 32, 64, 224)
@@ -166,17 +168,22 @@ def _as_array(x: Any) -> np.ndarray:
 def differences(a: Results, b: Results) -> tuple[float, float]:
   """The largest of outputs, and of gradients, relative to what they are of.
 
-  Each counts by the largest of its own values, and a gradient as no smaller
-  than `_FLOOR` of the median of all.
+  Each counts by the largest of its own values, but for gradients that are much
+  smaller than the others: see `_ZERO` and `_FLOOR`.
   """
   of_outputs, of_gradients = [0.0], [0.0]
   for y, other in zip(a.outputs, b.outputs, strict=True):
     of_outputs.append(_relative(y, other, 0.0))
-  sizes = [np.max(np.abs(g), initial=0.0) for g in a.gradients]
-  floor = _FLOOR * float(np.median([s for s in sizes if s > 0] or [0.0]))
+  sizes = [_size(g) for g in a.gradients]
+  median = float(np.median([s for s in sizes if s > 0] or [0.0]))
   for g, other in zip(a.gradients, b.gradients, strict=True):
-    of_gradients.append(_relative(g, other, floor))
+    if not max(_size(g), _size(other)) <= _ZERO * median:
+      of_gradients.append(_relative(g, other, _FLOOR * median))
   return max(of_outputs), max(of_gradients)
+
+
+def _size(x: np.ndarray) -> float:
+  return float(np.max(np.abs(x), initial=0.0))
 
 
 def _relative(a: np.ndarray, b: np.ndarray, floor: float) -> float:
