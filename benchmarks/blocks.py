@@ -240,7 +240,9 @@ _BLOCKS = [
   attention(8, 512, 768, flat=True),
   attention(8, 512, 768, flat=False),
 ]
-ALL = [block.with_dtype(t) for block in _BLOCKS for t in ('float32', 'bfloat16')]
+ALL = [
+  block.with_dtype(t) for block in _BLOCKS for t in ('float32', 'bfloat16')
+]
 
 
 # --- As functions of TensorFlow ----------------------------------------------
@@ -347,4 +349,3 @@ def _write(names, platforms, folder):
         path = folder / platform / owner / name / f'{block.name}.mlir'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-

@@ -180,7 +180,10 @@ def theirs(case: Case, generation: str = 'keras') -> Callable:
       shape = [case.shape[0], *[1] * (len(case.shape) - 2), case.shape[-1]]
       ones = tf.ones(case.shape[-1])
       y = layer.stateless_call([ones, 0 * ones], [], x)[0]
-      return y * tf.reshape(gamma, shape) + tf.reshape(beta, shape)
+      gamma, beta = (
+        tf.cast(tf.reshape(p, shape), y.dtype) for p in (gamma, beta)
+      )
+      return y * gamma + beta
     if generation == 'tf_keras':
       # It is not asked to cast, as it would its own weights.
       layer.gamma, layer.beta = (tf.cast(p, x.dtype) for p in (gamma, beta))

@@ -222,13 +222,17 @@ def _by_libraries(entry: str) -> int:
 
   XLA's count takes them for nothing.
   """
-  shapes = dict(re.findall(r'^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ', entry, re.M))
+  shapes = dict(
+    re.findall(r'^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ', entry, re.M)
+  )
   return sum(
     sum(map(_bytes, re.findall(r'[a-z]+\d*\[[\d,]*\]', text)))
     for name, operands in re.findall(
       r'%(\S+) = [^=]* custom-call\(([^)]*)\).*"__cu(?:dnn|blas)', entry
     )
-    for text in (shapes[op] for op in (name, *re.findall(r'%([^\s,]+)', operands)))
+    for text in (
+      shapes[op] for op in (name, *re.findall(r'%([^\s,]+)', operands))
+    )
   )
 
 

@@ -20,3 +20,13 @@ def after(t: xp.Array, other: xp.Array) -> xp.Array:
   first = xp.reshape(other, [-1])[:1]
   zero = xp.floor(xp.astype(first != 0, t.dtype) * 0.5)
   return t + xp.sum(zero)
+
+
+def beside(t: xp.Array, other: xp.Array) -> xp.Array:
+  """`t`, where `other`, of the same shape, is read: `t + 0` (or NaN, as it is).
+
+  Brings what is computed of `t` into the kernel that reads both. By a
+  comparison, as in `after`, it would not come: LayerNorm in bfloat16 takes 7.6
+  T then in a Transformer's step, not 5.6.
+  """
+  return t + xp.floor(xp.minimum(xp.abs(other), 0.5))
