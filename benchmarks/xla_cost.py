@@ -338,10 +338,18 @@ def rounded(cost: Cost) -> dict:
   return {k: v and round(v, 3) for k, v in dataclasses.asdict(cost).items()}
 
 
-def write(name: str, results) -> None:
+def write(name: str, results: list[dict]) -> None:
+  """Puts `results` in the place of older ones of the same name."""
   (HERE / 'results').mkdir(exist_ok=True)
   path = HERE / 'results' / name
-  path.write_text(json.dumps(results, indent=1) + '\n')
+  known = json.loads(path.read_text()) if path.exists() else []
+
+  def of(result):
+    keys = ('block', 'network', 'case', 'target', 'pass', 'owner')
+    return tuple(result.get(key) for key in keys)
+
+  all_ = {of(result): result for result in [*known, *results]}
+  path.write_text(json.dumps(list(all_.values()), indent=1) + '\n')
 
 
 def main(_):

@@ -144,12 +144,13 @@ class Chain(_Rows, orders.TwoPass):
   """
 
   def standardize(self, o: Operands):
-    """The mean is taken as the largest plus the mean distance to it.
+    """The mean is taken as an element plus the mean distance to it.
 
     Which is exact for equal numbers; a largest one is found by a reduction, as
-    the rest is.
+    the rest is. Should it be an outlier, the rest is still found to its digits.
     """
-    d = o.x - xp.max(o.x, o.axes, keepdims=True)
+    largest = xp.max(o.x, o.axes, keepdims=True)
+    d = o.x - (largest + o.mean(o.x - largest))
     d -= o.mean(d)
     return Line(d, xp.rsqrt(o.mean(d * d) + o.epsilon)), ()
 
