@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -27,8 +28,7 @@ from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-os.environ['KERAS_BACKEND'] = 'tensorflow'
+import cases as c
 
 HERE = pathlib.Path(__file__).parent
 NETWORKS = flags.DEFINE_list('networks', '', 'Which; all by default.')
@@ -130,6 +130,44 @@ def _batch(model, shape, tokens):
   if len(model.output_shape) == 2:
     return x, np.arange(shape[0])
   return x, x
+
+
+# --- For compilers of devices that are not here -------------------------------
+
+
+def compiled_whole(name: str):
+  """(maker, shape of a batch, how many tokens) as `xla_cost.py` takes them."""
+  make, shape, tokens, _ = ALL[name]
+  if name == 'resnet50':
+    return functools.partial(make, size=224), (8, 224, 224, 3), tokens
+  return make, (8, 512) if tokens else shape, tokens
+
+
+def write_stablehlo(name: str, owner: str, platform: str, path: str) -> int:
+  """Writes a training step, of all its weights; returns how many bytes of x."""
+  os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+  sys.path.append(str(HERE.parent / 'examples'))
+  import tensorflow as tf
+
+  make, shape, tokens = compiled_whole(name)
+  model = make(owner)
+  weights = [w.numpy() for w in model.trainable_weights]
+  rest = [w.numpy() for w in model.non_trainable_weights]
+  x = tf.zeros(shape, tf.int32 if tokens else tf.float32)
+
+  def step(x, *weights):
+    with tf.GradientTape() as tape:
+      tape.watch(weights)
+      y, _ = model.stateless_call(list(weights), rest, x, training=True)
+      labels = tf.zeros(y.shape[:-1], tf.int32)
+      loss = tf.reduce_mean(
+        tf.nn.sparse_softmax_cross_entropy_with_logits(labels, y)
+      )
+    return [loss, *tape.gradient(loss, weights)]
+
+  text = c.lower(step, [x, *map(tf.constant, weights)], platform)
+  pathlib.Path(path).write_text(text)
+  return x.dtype.size * math.prod(shape)
 
 
 # --- A contender -------------------------------------------------------------

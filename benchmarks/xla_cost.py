@@ -8,7 +8,11 @@ temporaries in T, and on a TPU the compiler's estimate of kilocycles. These are
 the compilers' models, no timings. For a TPU compare cycles, not traffic: it
 counts copies to on-chip memory too.
 
-`--write` puts all counts into `results/xla_cost.json`. `budgets.json` says what
+`--blocks` compiles blocks of networks instead, with our norms, with Keras' and
+with nothing in their place; the share is what ours add over what those of Keras
+add. `--whole` compiles training steps of whole networks.
+
+`--write` puts all counts into `results/`. `budgets.json` says what
 a case may cost, and `budgets_test.py`, run by `make budgets`, checks that.
 """
 
@@ -28,6 +32,7 @@ from absl import app, flags
 
 import blocks
 import cases as c
+import networks
 
 HERE = pathlib.Path(__file__).parent
 TARGETS = flags.DEFINE_list(
@@ -35,6 +40,7 @@ TARGETS = flags.DEFINE_list(
 )
 CASES = flags.DEFINE_string('cases', '', 'Only cases with this in their name.')
 BLOCKS = flags.DEFINE_bool('blocks', False, 'Norms in blocks, not alone.')
+WHOLE = flags.DEFINE_bool('whole', False, 'Whole networks; takes minutes.')
 WRITE = flags.DEFINE_bool('write', False, 'Write results/xla_cost.json.')
 KEEP = flags.DEFINE_string('keep', '', 'Folder for StableHLO and HLO files.')
 
@@ -334,6 +340,27 @@ def main_of_blocks(folder: pathlib.Path):
     write('xla_cost_blocks.json', results)
 
 
+def main_of_networks(folder: pathlib.Path):
+  """Training steps of whole networks; each takes minutes for a TPU."""
+  results = []
+  for target in TARGETS.value:
+    compiler = Compiler(target)
+    for name in ('resnet50', 'transformer'):
+      for owner in ('ours', 'keras'):
+        path = folder / f'{name}.{owner}.{target}.mlir'
+        c.alone(
+          networks.write_stablehlo, name, owner, platform(target), str(path)
+        )
+        # Per GB, not per T: the input is the least of what moves.
+        cost, _ = compiler.cost(path.read_text(), 10**9)
+        results.append(
+          {'network': name, 'target': target, 'owner': owner, **rounded(cost)}
+        )
+        print(f'{target:6}{name:12}{owner:8}{rounded(cost)}', flush=True)
+  if WRITE.value:
+    write('xla_cost_networks.json', results)
+
+
 def rounded(cost: Cost) -> dict:
   return {k: v and round(v, 3) for k, v in dataclasses.asdict(cost).items()}
 
@@ -354,6 +381,8 @@ def write(name: str, results: list[dict]) -> None:
 
 def main(_):
   folder = pathlib.Path(KEEP.value or tempfile.mkdtemp())
+  if WHOLE.value:
+    return main_of_networks(folder)
   if BLOCKS.value:
     return main_of_blocks(folder)
   head = ('kernels', 'traffic, T', 'temporaries, T', 'kilocycles')

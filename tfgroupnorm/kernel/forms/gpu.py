@@ -1,7 +1,8 @@
 """For XLA:GPU, which writes out what two kernels share.
 
 Memory traffic is all that counts there; T is the size of x. What it does with
-sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
+sums, and what that cost on an H100, by the counts of `benchmarks/xla_cost.py`,
+above all of blocks of networks:
 
   - A long column of a reduction it pads and copies in pieces: more traffic than
     all the rest. Here it is added up in two stages (`SUMS`).
@@ -10,6 +11,9 @@ sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
     (`TwoSigns`), and for the gradient once more from x (`_Remakes`).
   - Several reductions in sequence, each of what the last one left, become one
     kernel that holds a row in registers: 2 T forward, not 4 (`Chain`).
+  - What has more axes than a matrix it may transpose between products of
+    matrices (`lay_out`).
+  - A sum of dz alone becomes a kernel of its own (`_Remakes.dz_alone`).
 """
 
 from __future__ import annotations
