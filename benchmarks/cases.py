@@ -288,12 +288,22 @@ def lower(function: Callable, arguments, platform: str) -> str:
       return function(*(tf.identity(a) for a in arguments))
 
   text = placed.experimental_get_compiler_ir(*arguments)(stage='stablehlo')
+  # Booleans of constants: TensorFlow packs eight of them into a byte.
+  text = re.sub(
+    r'dense<"0x([0-9A-F]+)"> : tensor<[\dx]+xi1>',
+    lambda m: m[0].replace(m[1], _unpacked(bytes.fromhex(m[1]))),
+    text,
+  )
   # What becomes of variables; no part of StableHLO.
   return re.sub(
     r'mhlo\.copy (%\w+) : (tensor<\S+>)',
     r'stablehlo.reshape \1 : (\2) -> \2',
     text,
   )
+
+
+def _unpacked(data: bytes) -> str:
+  return ''.join(f'0{byte >> i & 1}' for byte in data for i in range(8))
 
 
 def write_stablehlo(

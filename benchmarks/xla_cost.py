@@ -340,12 +340,15 @@ def main_of_blocks(folder: pathlib.Path):
     write('xla_cost_blocks.json', results)
 
 
+WHOLE_NETWORKS = ('resnet50', 'transformer')
+
+
 def main_of_networks(folder: pathlib.Path):
   """Training steps of whole networks; each takes minutes for a TPU."""
   results = []
   for target in TARGETS.value:
     compiler = Compiler(target)
-    for name in ('resnet50', 'transformer'):
+    for name in filter(re.compile(CASES.value).search, WHOLE_NETWORKS):
       for owner in ('ours', 'keras'):
         path = folder / f'{name}.{owner}.{target}.mlir'
         c.alone(
