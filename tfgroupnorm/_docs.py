@@ -57,8 +57,8 @@ _LAYERS = {
         channel, gives `beta` whatever it is: a warning says so when built.
   """,
   'inputs_mask': """
-    inputs_mask: `mask` by the name under which Keras passes that of `inputs` on,
-      where a call has more than one tensor.
+    inputs_mask: `mask` by the name under which Keras passes that of `inputs`
+      on, where a call has more than one tensor.
   """,
   'output': """
     Output shape:
