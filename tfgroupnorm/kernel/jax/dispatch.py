@@ -10,7 +10,7 @@ import dataclasses
 
 import jax
 
-from tfgroupnorm.kernel import forms
+from tfgroupnorm.kernel import forms, passes
 from tfgroupnorm.kernel.jax.gradient import differentiable
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.surroundings import op_by_op_asked
@@ -39,3 +39,12 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> jax.Array:
   spec = dataclasses.replace(spec, platform=_platform(compiled, x))
   spec, gamma, beta = forms.parameters(spec, x, gamma, beta)
   return differentiable(compiled, spec, x, gamma, beta, gate, mask)
+
+
+_compiled_moments = jax.jit(passes.moments, static_argnums=0)
+
+
+def moments(spec: Spec, x, mask) -> list[jax.Array]:
+  """`passes.moments`, compiled as a whole."""
+  compute = passes.moments if op_by_op_asked.get() else _compiled_moments
+  return compute(spec, x, mask)
