@@ -42,7 +42,7 @@ from typing import Any
 from absl import app, flags
 
 import cases as c
-import jax_cost
+import jax_cases
 
 HERE = pathlib.Path(__file__).parent
 STABLEHLO = flags.DEFINE_string('stablehlo', '', 'Folder of StableHLO files.')
@@ -67,7 +67,7 @@ PASSES = {'forward': 2, 'step': 7}  # The least traffic, in T.
 OUTPUTS = ('y', 'dx', 'dgamma', 'dbeta')
 # Of the largest magnitude in an output.
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 2e-2}
-# By name: whose layers of `jax_cost`.
+# By name: whose layers of `jax_cases`.
 IN_JAX = {'ours': 'ours', 'keras': 'keras', 'flax': 'flax'}
 # By name: whose StableHLO of TensorFlow's.
 LOWERED = {'ours (TF)': 'ours', 'keras (TF)': 'keras'}
@@ -188,11 +188,11 @@ def jax_functions(case: c.Case, owner: str) -> dict[str, Callable]:
   """By pass, of a list of arguments; none where an owner has no such layer."""
   import jax
 
-  function = jax_cost._function(case, owner)
+  function = jax_cases.function_of(case, owner)
   if function is None:
     return {}
   forward = jax.jit(lambda *arguments: function(*arguments))
-  step = jax.jit(jax_cost.step(function))
+  step = jax.jit(jax_cases.step(function))
   return {
     'forward': lambda arguments: [forward(*arguments)],
     'step': lambda arguments: step(*arguments),
