@@ -56,6 +56,8 @@ consumers: .venv-consumers/.consumers ## Check that LiteRT, ONNX and OpenVINO ru
 
 bench: .venv-bench/.bench ## Measure speed and memory; takes a while, wants an idle machine
 	.venv-bench/bin/python benchmarks/xla_cost.py --targets=a100,h100,v5e,v6e --write
+	.venv-bench/bin/python benchmarks/jax_cost.py --targets=a100,h100,v5e,v6e --write
+	.venv-bench/bin/python benchmarks/jax_cpu.py --write
 	.venv-bench/bin/python benchmarks/memory.py --write
 	.venv-bench/bin/python benchmarks/first_call.py --write
 	.venv-bench/bin/python benchmarks/cpu.py --write

@@ -2,20 +2,22 @@
 
   python benchmarks/gpu.py [--cases=LN] [--rounds=7] [--write]
 
-TensorFlow's own StableHLO, ours and Keras', is compiled and run by JAX; flax
-and torch take turns with it, where they are installed. What is printed are
-microseconds and, in brackets, the share of the memory bandwidth that a plain
-copy reaches on the same device. Counted is the traffic that no kernel can
-avoid, 2 T forward and 7 T for a training step, where T is the size of the
-input. All of our outputs are compared with a formula in float64.
+The layers as they are on JAX, ours and Keras', take turns with flax and torch,
+where these are installed; and so does TensorFlow's own StableHLO, of ours and
+of Keras, which JAX compiles and runs. What is printed are microseconds and, in
+brackets, the share of the memory bandwidth that a plain copy reaches on the
+same device. Counted is the traffic that no kernel can avoid, 2 T forward and
+7 T for a training step, where T is the size of the input.
+All of our outputs are compared with a formula in float64.
 
 TensorFlow and the GPU need not be on one machine:
 
   python benchmarks/gpu.py --lower --stablehlo=DIR   # TensorFlow, no GPU
   python benchmarks/gpu.py --stablehlo=DIR           # JAX on a GPU
 
-`--lower` writes DIR anew; without it, only files that are missing are made.
-After a change of the kernel, lower again.
+`--lower` writes DIR anew; without it, only files that are missing are made. A
+machine without TensorFlow does without those that it has not. After a change of
+the kernel, lower again.
 
 `--write` puts the numbers into `results/gpu.json`. `--any_device` tries all of
 this out where there is no GPU; its times mean nothing.
@@ -40,6 +42,7 @@ from typing import Any
 from absl import app, flags
 
 import cases as c
+import jax_cases
 
 HERE = pathlib.Path(__file__).parent
 STABLEHLO = flags.DEFINE_string('stablehlo', '', 'Folder of StableHLO files.')
@@ -64,7 +67,11 @@ PASSES = {'forward': 2, 'step': 7}  # The least traffic, in T.
 OUTPUTS = ('y', 'dx', 'dgamma', 'dbeta')
 # Of the largest magnitude in an output.
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 2e-2}
-CONTENDERS = ('ours', 'keras', 'flax', 'torch', 'torch.compile')
+# By name: whose layers of `jax_cases`.
+IN_JAX = {'ours': 'ours', 'keras': 'keras', 'flax': 'flax'}
+# By name: whose StableHLO of TensorFlow's.
+LOWERED = {'ours (TF)': 'ours', 'keras (TF)': 'keras'}
+CONTENDERS = (*IN_JAX, *LOWERED, 'torch', 'torch.compile')
 # More than the largest cache of a GPU, so that inputs come from its memory.
 _COLD = 2**28
 
@@ -177,28 +184,23 @@ def _in_turn(function: Callable, arguments: list) -> Callable:
   return lambda i: function(arguments[i % len(arguments)])
 
 
-def flax_functions(case: c.Case) -> dict[str, Callable]:
+def jax_functions(case: c.Case, owner: str) -> dict[str, Callable]:
+  """By pass, of a list of arguments; none where an owner has no such layer."""
   import jax
 
-  apply = c.by_flax(case)
-  if apply is None:
+  function = jax_cases.function_of(case, owner)
+  if function is None:
     return {}
-
-  def step(x, gamma, beta, dy):
-    y, gradient = jax.vjp(apply, x, gamma, beta)
-    # As in `cases.step`: the gradient cannot begin before `y` is finished.
-    y, dy = jax.lax.optimization_barrier((y, dy))
-    return y, *gradient(dy)
-
-  forward, step = jax.jit(apply), jax.jit(step)
+  forward = jax.jit(lambda *arguments: function(*arguments))
+  step = jax.jit(jax_cases.step(function))
   return {
-    'forward': lambda arguments: forward(*arguments),
+    'forward': lambda arguments: [forward(*arguments)],
     'step': lambda arguments: step(*arguments),
   }
 
 
 class Jax:
-  """Ours, Keras' and flax on one device."""
+  """Ours, Keras' and flax on one device, and what TensorFlow made of two."""
 
   def __init__(self, device, folder: pathlib.Path):
     self.device = device
@@ -209,6 +211,7 @@ class Jax:
       self.names.append('flax')
     else:
       print('flax: not installed, left out')
+    os.environ['KERAS_BACKEND'] = 'jax'  # For all that is imported from here.
 
   def load(self, case: c.Case) -> dict[str, float]:
     """Makes the functions of a case; returns the errors of our outputs."""
@@ -221,20 +224,25 @@ class Jax:
       jax.device_put(arrays, self.device)
       for _ in range(_copies(case, self.cold))
     ]
-    for owner in ('ours', 'keras'):
+    mine = ['ours']
+    for name, owner in LOWERED.items():
       for which in PASSES:
-        text = _path(self.folder, owner, which, case).read_text()
-        run = c.compiled(text, self.device).execute
-        self._add(owner, which, run, copies)
-    if 'flax' in self.names:
-      for which, run in flax_functions(case).items():
-        self._add('flax', which, run, copies)
+        path = _path(self.folder, owner, which, case)
+        if path.exists():
+          run = c.compiled(path.read_text(), self.device).execute
+          self._add(name, which, run, copies)
+          mine = ['ours', 'ours (TF)']
+    for name in self.names:
+      for which, run in jax_functions(case, IN_JAX[name]).items():
+        self._add(name, which, run, copies)
     wanted = expected(case, *arrays)
     errors = {}
-    for which, names in (('forward', OUTPUTS[:1]), ('step', OUTPUTS)):
-      outputs = self.functions['ours', which](0)
-      for name, output in zip(names, outputs, strict=True):
-        errors[f'{which} {name}'] = error(np.asarray(output), wanted[name])
+    for who in mine:
+      for which, names in (('forward', OUTPUTS[:1]), ('step', OUTPUTS)):
+        outputs = self.functions[who, which](0)
+        for name, output in zip(names, outputs, strict=True):
+          found = error(np.asarray(output), wanted[name])
+          errors[f'{who} {which} {name}'] = found
     return errors
 
   def _add(self, name, which, run, copies):
@@ -460,12 +468,13 @@ def prepare(cases) -> pathlib.Path:
   missing = cases if LOWER.value else without_stablehlo(cases, folder)
   if missing:
     if not importlib.util.find_spec('tensorflow'):
-      raise SystemExit(
-        f'{folder} lacks the StableHLO of {missing[0].name}, and TensorFlow, '
-        'which makes it, is not installed. Where it is, run\n'
-        '  python benchmarks/gpu.py --lower --stablehlo=DIR\n'
+      print(
+        f"TensorFlow's programs: {len(missing)} cases are not in {folder}, and "
+        'TensorFlow, which makes them, is not installed; left out. Where it '
+        'is, run\n  python benchmarks/gpu.py --lower --stablehlo=DIR\n'
         'then copy DIR here and pass it as --stablehlo=DIR.'
       )
+      return folder
     c.write_stablehlo(missing, ['GPU'], folder)
     print(f'Lowered {len(missing)} cases into {folder}')
   return folder

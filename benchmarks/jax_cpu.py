@@ -1,6 +1,6 @@
 """Times on this machine through JAX: ours, Keras on JAX, and flax, in turns.
 
-  python benchmarks/jax_cpu.py [--only=GN] [--rounds=15] [--write]
+  python benchmarks/jax_cpu.py [--cases=GN] [--rounds=15] [--write]
 
 Forward, and a step of training (the gradient of x, gamma and beta), compiled by
 `jax.jit`. Each round times everyone once, so that what else the machine does
@@ -21,10 +21,11 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 from absl import app, flags
 
 import cases as c
-import jax_cost
+import jax_cases
 
 HERE = pathlib.Path(__file__).parent
-CASES = flags.DEFINE_string('only', '', 'Only cases with this in their name.')
+CASES = flags.DEFINE_string('cases', '', 'Only cases with this in their name.')
+WRITE = flags.DEFINE_bool('write', False, 'Write results/jax_cpu.json.')
 ROUNDS = flags.DEFINE_integer('rounds', 15, 'How often to time everyone.')
 
 ALL = [
@@ -48,13 +49,13 @@ def programs(case: c.Case):
   p = rng.normal(1, 0.3, (2, *case.parameter_shape)).astype('float32')
   x, dy, gamma, beta = map(jax.device_put, (x, dy, *p))
   result = {}
-  for owner in jax_cost.OWNERS:
-    function = jax_cost._function(case, owner)
+  for owner in jax_cases.OWNERS:
+    function = jax_cases.function_of(case, owner)
     if function is None:
       continue
     for name, traced, arguments in (
       ('forward', function, (x, gamma, beta)),
-      ('step', jax_cost.step(function), (x, gamma, beta, dy)),
+      ('step', jax_cases.step(function), (x, gamma, beta, dy)),
     ):
       run = jax.jit(lambda *a, f=traced: f(*a))
 
@@ -69,7 +70,7 @@ def programs(case: c.Case):
 def main(_):
   os.environ['KERAS_BACKEND'] = 'jax'
   results = []
-  print(f'{"ms":44}' + ''.join(f'{owner:>10}' for owner in jax_cost.OWNERS))
+  print(f'{"ms":44}' + ''.join(f'{owner:>10}' for owner in jax_cases.OWNERS))
   for case in ALL:
     if CASES.value not in case.name:
       continue
@@ -83,16 +84,16 @@ def main(_):
     for name in ('forward', 'step'):
       least = {
         owner: round(min(times[name, owner]), 3)
-        for owner in jax_cost.OWNERS
+        for owner in jax_cases.OWNERS
         if (name, owner) in times
       }
       results.append({'case': case.name, 'pass': name, **least})
-      cells = (least.get(owner, '') for owner in jax_cost.OWNERS)
+      cells = (least.get(owner, '') for owner in jax_cases.OWNERS)
       print(
         f'{case.name:36}{name:8}' + ''.join(f'{cell:>10}' for cell in cells),
         flush=True,
       )
-  if jax_cost.xla_cost.WRITE.value:
+  if WRITE.value:
     path = HERE / 'results' / 'jax_cpu.json'
     path.write_text(json.dumps(results, indent=1) + '\n')
 

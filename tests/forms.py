@@ -242,7 +242,10 @@ class ExactFormTest(FormTest):
   """And all digits at large means, of constants, beside outliers."""
 
   @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-  @pytest.mark.parametrize('mean', [3.0, 1e4])
+  # Each is a program that JAX compiles anew.
+  @pytest.mark.parametrize(
+    'mean', [1e4] if frameworks.NAME == 'jax' else [3.0, 1e4]
+  )
   def test_large_tensors(self, large, dtype, mean):
     function, options, shape, view = LARGE[large]
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import jax.export
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import reference
 from tfgroupnorm import functional
@@ -440,6 +440,27 @@ def test_second_order_in_shard_map():
   still = [2 * wanted_vjp(p)[0], *(np.zeros(s) for s in p.shapes[1:])]
   wanted = reference.second_order(p.formula, p.clean, p.dy, still)[0]
   close(got, np.concatenate([wanted] * 4), 1e-6)
+
+
+@pytest.mark.parametrize('name', ['group', 'layer', 'gate'])
+def test_in_a_mesh_with_explicit_axes(name):
+  """There the type of each array says how it is cut."""
+  p = PROBLEMS[name]
+  arguments, dy = of_eight(p)
+  mesh = jax.make_mesh((8,), ('batch',), axis_types=(AxisType.Explicit,))
+  rows = PartitionSpec('batch')
+
+  def gradients(arguments, dy):
+    y, back = jax.vjp(p.function, *arguments)
+    return y, back(dy)
+
+  with jax.set_mesh(mesh):
+    cut = [jax.device_put(a, rows) if a.ndim > 1 else a for a in arguments]
+    y, got = jax.jit(gradients)(cut, jax.device_put(dy, rows))
+    assert jax.typeof(y).sharding.spec[0] == 'batch'
+  close(y, np.concatenate([p.formula(*p.clean)] * 4))
+  for g, w, a in zip(got, wanted_vjp(p), arguments, strict=True):
+    close(g, np.concatenate([w] * 4) if a.ndim > 1 else 4 * w, 1e-9)
 
 
 def test_exported_with_an_unknown_batch():

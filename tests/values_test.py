@@ -79,11 +79,10 @@ def test_op_by_op(case):
 
 @frameworks.on_jax
 @cases.all_cases
-@pytest.mark.parametrize('jit_compile', [True, False])
-def test_traced(case, jit_compile):
+def test_traced(case):
   x, gamma, beta = case.data()
   run = frameworks.traced(
-    lambda x: case.function(x, gamma, beta, jit_compile=jit_compile)
+    lambda x: case.function(x, gamma, beta, jit_compile=False)
   )
   check(run(x), case.reference(*cases.wide(x, gamma, beta)))
 

@@ -48,11 +48,17 @@ _LAYERS = {
       gamma: Scale per sample, (batch, channels), if `scale=False`; or one for
         all, (channels,) or (1, channels).
       beta: Offset, shaped like `gamma` may be, if `center=False`.
+      inputs_mask: `mask` by the name under which Keras passes that of `inputs`
+        on, where a call has more than one tensor.
 
     Input shape:
       (batch, ..., channels); rank 2 or more. Sizes but the channels' may be
         unknown. A group of one value, (batch, channels) with a group for each
         channel, gives `beta` whatever it is: a warning says so when built.
+  """,
+  'inputs_mask': """
+    inputs_mask: `mask` by the name under which Keras passes that of `inputs`
+      on, where a call has more than one tensor.
   """,
   'output': """
     Output shape:

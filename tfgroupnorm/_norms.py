@@ -188,6 +188,7 @@ class LayerNorm(_layer.Norm):
       statistics that span it, outputs are 0 and no gradient flows.
     gamma: Scale per sample, (batch, features), if `scale=False`.
     beta: Offset per sample, (batch, features), if `center=False`.
+    {{inputs_mask}}
 
   Input shape:
     (batch, ..., features); rank 2 or more, sizes on `axis` known. One feature
@@ -294,6 +295,7 @@ class HeadNorm(_layer.Norm):
     gate: Tensor of the shape of `inputs`, or `None`.
     gamma: Scale per sample, with a batch axis in front, if `scale=False`.
     beta: Offset per sample, with a batch axis in front, if `center=False`.
+    {{inputs_mask}}
 
   Input shape:
     (batch, ..., heads * features); or heads on `head_axis`, features last. A

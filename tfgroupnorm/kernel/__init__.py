@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 
 from tfgroupnorm.kernel import framework
 from tfgroupnorm.kernel.operands import compute_dtype
-from tfgroupnorm.kernel.passes import moments
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.surroundings import op_by_op, quantizable
 
@@ -47,6 +46,8 @@ __all__ = [
   'op_by_op',
   'quantizable',
 ]
+
+moments = dispatch.moments
 
 
 def normalize(

@@ -10,7 +10,8 @@ import dataclasses
 
 import jax
 
-from tfgroupnorm.kernel import forms
+from tfgroupnorm.kernel import forms, passes
+from tfgroupnorm.kernel.jax import varying
 from tfgroupnorm.kernel.jax.gradient import differentiable
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.surroundings import op_by_op_asked
@@ -30,7 +31,10 @@ def _devices(x: jax.Array) -> str:
 
 def _platform(compiled: bool, x: jax.Array) -> str | None:
   """Whose XLA compiles this; `None`: it runs op by op, or has no form."""
-  return _PLATFORMS.get(_devices(x)) if compiled else None
+  # The forms cut and merge axes, and cannot say how that is to be done.
+  if not compiled or varying.explicit(x):
+    return None
+  return _PLATFORMS.get(_devices(x))
 
 
 def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> jax.Array:
@@ -39,3 +43,12 @@ def run(spec: Spec, x, gamma, beta, gate, mask, jit_compile) -> jax.Array:
   spec = dataclasses.replace(spec, platform=_platform(compiled, x))
   spec, gamma, beta = forms.parameters(spec, x, gamma, beta)
   return differentiable(compiled, spec, x, gamma, beta, gate, mask)
+
+
+_compiled_moments = jax.jit(passes.moments, static_argnums=0)
+
+
+def moments(spec: Spec, x, mask) -> list[jax.Array]:
+  """`passes.moments`, compiled as a whole."""
+  compute = passes.moments if op_by_op_asked.get() else _compiled_moments
+  return compute(spec, x, mask)

@@ -1,6 +1,7 @@
-"""Under `shard_map`: over which axes of the mesh an array differs.
+"""What devices have of an array, where its type says so.
 
-JAX notes it in the type of an array, and how has changed between its versions.
+Under `shard_map` that is over which axes of the mesh it differs, in a mesh with
+explicit axes how it is cut. How JAX notes it has changed between its versions.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+from jax.sharding import AxisType
 
 Axes = frozenset
 
@@ -26,11 +28,16 @@ def _axes(kind: Any) -> Axes:
 
 
 def struct(kind: Any) -> jax.ShapeDtypeStruct:
-  """Shape, dtype and axes of a type of JAX'."""
-  if not _axes(kind):
+  """Shape, dtype and what devices have of it, of a type of JAX'."""
+  if kind.sharding.mesh.empty:
     return jax.ShapeDtypeStruct(kind.shape, kind.dtype)
   noted = {'sharding': kind.sharding, **_noted(kind)}
   return jax.ShapeDtypeStruct(kind.shape, kind.dtype, **noted)
+
+
+def explicit(x: jax.Array) -> bool:
+  """Whether each operation on `x` must say how its result is cut."""
+  return AxisType.Explicit in (jax.typeof(x).sharding.mesh.axis_types or ())
 
 
 def alike(operands: list[Any]) -> list[Any]:

@@ -16,6 +16,7 @@ from absl import logging
 
 from tfgroupnorm.kernel import forms
 from tfgroupnorm.kernel.passes import forward
+from tfgroupnorm.kernel.passes import moments as moments
 from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.surroundings import op_by_op_asked, quantizable_asked
 from tfgroupnorm.kernel.tensorflow.functions import compiled, outermost, plain
