@@ -1,6 +1,8 @@
 # Each target first makes the virtual environment that it needs. PYTHON says of
 # which Python: `make PYTHON=python3.12 test-oldest`.
 PYTHON ?= python3
+# Of the tests of KerasHub's models, those to run: `make HUB=table test-hub`.
+HUB ?= test
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -37,8 +39,8 @@ test: lint ## Lint, then run all tests
 test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
 	.venv-oldest/bin/python -m pytest -q -n 2 --dist=worksteal
 
-test-hub: .venv-hub/.hub ## Check docs/models.md on models of KerasHub; some two minutes
-	.venv-hub/bin/python -m pytest -q tests/hub_check.py
+test-hub: .venv-hub/.hub ## Check docs/models.md on models of KerasHub; takes minutes
+	.venv-hub/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
 
 lint: .venv/.test ## Check style and types
 	.venv/bin/ruff check
