@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # Which JAX `test-jax` installs: `make JAX=jax==0.7.2 test-jax`.
 JAX ?= jax
+# Of the tests of KerasHub's models, those to run: `make HUB=table test-hub`.
+HUB ?= test
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -43,8 +45,8 @@ test-jax: .venv-jax/.jax .venv-bench/.bench ## Run on JAX the tests that are for
 test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
 	.venv-oldest/bin/python -m pytest -q -n 2 --dist=worksteal
 
-test-hub: .venv-hub/.hub ## Check docs/models.md on models of KerasHub; some two minutes
-	.venv-hub/bin/python -m pytest -q tests/hub_check.py
+test-hub: .venv-hub/.hub ## Check docs/models.md on models of KerasHub; takes minutes
+	.venv-hub/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
 
 lint: .venv/.test ## Check style and types
 	.venv/bin/ruff check

@@ -132,23 +132,60 @@ def test_training_goes_on(name):
 # --- BatchNormalization ------------------------------------------------------
 
 
+def by_hand(name, model, monkeypatch):
+  """As if KerasHub's code had said GroupNorm, with the weights of `model`."""
+
+  def group_norm(axis=-1, epsilon=1e-3, momentum=0, **options):
+    del momentum
+    return tfgroupnorm.GroupNorm(4, axis=axis, epsilon=epsilon, **options)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(keras.layers, 'BatchNormalization', group_norm)
+    keras.backend.clear_session()
+    result = getattr(hub_models, name)()
+  result.set_weights(
+    [np.array(w) for w in model.weights if 'moving_' not in w.name]
+  )
+  return result
+
+
+def losses(model, batch, targets):
+  for i, variable in enumerate(model.variables):
+    if 'seed_generator' in variable.path:  # Of what is dropped.
+      variable.assign([i, 0])
+  # Or KerasHub has metrics of its own.
+  model.compile(keras.optimizers.SGD(1e-3), 'mse', metrics=[])
+  fit = {'epochs': 5, 'verbose': 0, 'shuffle': False}
+  return model.fit(batch, targets, **fit).history['loss']
+
+
 @pytest.mark.parametrize('name', BATCH_NORMED)
-def test_batch_norms(name):
+def test_batch_norms(name, monkeypatch):
   model = made(name)
   kind = keras.layers.BatchNormalization
   count = sum(isinstance(x, kind) for _, x in models.walk(model))
   result = tfgroupnorm.replace_batch_norm(model, groups=4, verbose=False)
   assert type(result) is type(model) and count > 0
-  assert (
-    sum(isinstance(x, _layer.Norm) for _, x in models.walk(result)) == count
-  )
+  ours = [x for _, x in models.walk(result) if isinstance(x, _layer.Norm)]
+  assert len(ours) == count
   assert not any(isinstance(x, kind) for _, x in models.walk(result))
-  assert all(np.all(np.isfinite(y)) for y in outputs(result))
-  # With none replaced, the copy is the model.
+  wanted = by_hand(name, model, monkeypatch)
+  for a, b in zip(outputs(result), outputs(wanted), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+  batch = batch_of(model)
+  targets = keras.tree.map_structure(lambda y: 0.5 * y + 1, wanted(batch))
+  np.testing.assert_allclose(
+    losses(result, batch, targets), losses(wanted, batch, targets), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('name', BATCH_NORMED)
+def test_the_copy_with_none_replaced_is_the_model(name):
+  model = made(name)
   same = tfgroupnorm.replace_batch_norm(
     model, groups=7, on_indivisible='skip', verbose=False
   )
-  assert sum(isinstance(x, kind) for _, x in models.walk(same)) == count
+  assert not any(isinstance(x, _layer.Norm) for _, x in models.walk(same))
   for a, b in zip(outputs(same), outputs(model), strict=True):
     np.testing.assert_array_equal(a, b)
   assert not {id(w) for w in same.weights} & {id(w) for w in model.weights}
