@@ -321,6 +321,27 @@ def test_batch_norms_replaced():
   np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
+def test_keras_norms_replaced():
+  inputs = x = keras.Input((6, 8))
+  x = keras.layers.Conv1D(8, 3, padding='same')(x)
+  x = keras.layers.GroupNormalization(4)(x)
+  x = keras.layers.LayerNormalization()(keras.layers.ReLU()(x))
+  x = keras.layers.RMSNormalization()(x)
+  model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
+  before = np.asarray(model(X))
+  said = []
+  new = tfgroupnorm.replace_keras_norms(
+    model, fuse_activations=True, print_fn=said.append
+  )
+  norms = [each for each in new.layers if 'normalization' in each.name]
+  for norm, kind in zip(norms, (GroupNorm, LayerNorm, LayerNorm), strict=True):
+    assert isinstance(norm, kind)
+  assert 'GroupNorm, relu' in said[0]
+  np.testing.assert_allclose(new(X), before, rtol=0, atol=1e-5)
+  losses = fit(new)
+  assert losses[-1] < losses[0]
+
+
 def test_percentiles_disturb_nothing():
   """They are those of the features, and the training is what it was."""
 
