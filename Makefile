@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # Which JAX `test-jax` installs: `make JAX=jax==0.7.2 test-jax`.
 JAX ?= jax
+# Of the tests of KerasHub's models, those to run: `make HUB=table test-hub`.
+HUB ?= test
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
@@ -10,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo small-batch group-division head-norm vgg-distributions fpn \
-  test test-jax test-oldest lint consumers bench budgets tpu-check clean
+  test test-jax test-oldest test-hub lint consumers bench budgets tpu-check clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
@@ -43,6 +45,9 @@ test-jax: .venv-jax/.jax .venv-bench/.bench ## Run on JAX the tests that are for
 test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
 	.venv-oldest/bin/python -m pytest -q -n 2 --dist=worksteal
 
+test-hub: .venv-hub/.hub ## Check docs/models.md on models of KerasHub; takes minutes
+	.venv-hub/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
+
 lint: .venv/.test ## Check style and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -71,7 +76,7 @@ clean: ## Remove all that was made, environments too
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip comes into a new environment last: who has it is complete.
-.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-jax/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
+.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-hub/bin/pip .venv-jax/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
 # ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
@@ -85,6 +90,10 @@ clean: ## Remove all that was made, environments too
 
 .venv-consumers/.%: setup.cfg pyproject.toml | .venv-consumers/bin/pip
 	.venv-consumers/bin/python -m pip install -q -e '.[$*]'
+	@touch $@
+
+.venv-hub/.%: setup.cfg pyproject.toml | .venv-hub/bin/pip
+	.venv-hub/bin/python -m pip install -q -e '.[$*]'
 	@touch $@
 
 # Without TensorFlow, which the package's own dependencies would bring.

@@ -58,7 +58,7 @@ class Case:
       'HeadNorm': 'Head',
     }[self.kind]
     shape = ','.join(map(str, self.shape))
-    if self.kind == 'HeadNorm':
+    if 'num_heads' in self.options:
       heads = self.options['num_heads']
       *front, size = self.shape
       shape = ','.join(map(str, front)) + f',{heads}x{size // heads}'
@@ -74,6 +74,8 @@ class Case:
   def parameter_shape(self) -> tuple[int, ...]:
     axis = self.options.get('axis', -1)
     samples = self.shape[:1] if self.per_sample else ()
+    if 'head_axis' in self.options:
+      return (self.shape[self.options['head_axis']], self.shape[axis])
     return (*samples, self.shape[axis])
 
   @property
@@ -111,6 +113,11 @@ def layer(*shape, **more) -> Case:
 def head(*shape, heads=12, **more) -> Case:
   options = {'num_heads': heads, **more}
   return Case('HeadNorm', shape, options, label=' '.join(more))
+
+
+def heads_apart(*shape, **more) -> Case:
+  """Heads on their own axis, (batch, time, heads, features)."""
+  return Case('HeadNorm', shape, {'head_axis': -2, **more}, label='apart')
 
 
 def ours(case: Case, jit_compile: bool | str = 'auto') -> Callable:
@@ -157,16 +164,15 @@ def theirs(case: Case, generation: str = 'keras') -> Callable:
     layer = layers.RMSNormalization(axis=axis, dtype=_policy(case.dtype))
   else:
     layer = layers.LayerNormalization(axis=axis, dtype=_policy(case.dtype))
-  if case.kind == 'HeadNorm':
+  if 'num_heads' in case.options:
     heads = case.options['num_heads']
     shape = (*shape[:-1], heads, shape[-1] // heads)
   layer.build(shape)
 
   def run(x, gamma, beta):
     if case.kind == 'HeadNorm':  # It has one gamma for all heads.
-      size = shape[-1]
-      y = call(tf.reshape(x, shape), gamma[:size], beta[:size])
-      return tf.reshape(y, case.shape)
+      gamma, beta = (tf.reshape(p, [-1])[: shape[-1]] for p in (gamma, beta))
+      return tf.reshape(call(tf.reshape(x, shape), gamma, beta), case.shape)
     return activation(call(x, gamma, beta))
 
   def call(x, gamma, beta):
@@ -174,7 +180,10 @@ def theirs(case: Case, generation: str = 'keras') -> Callable:
       shape = [case.shape[0], *[1] * (len(case.shape) - 2), case.shape[-1]]
       ones = tf.ones(case.shape[-1])
       y = layer.stateless_call([ones, 0 * ones], [], x)[0]
-      return y * tf.reshape(gamma, shape) + tf.reshape(beta, shape)
+      gamma, beta = (
+        tf.cast(tf.reshape(p, shape), y.dtype) for p in (gamma, beta)
+      )
+      return y * gamma + beta
     if generation == 'tf_keras':
       # It is not asked to cast, as it would its own weights.
       layer.gamma, layer.beta = (tf.cast(p, x.dtype) for p in (gamma, beta))
@@ -279,12 +288,22 @@ def lower(function: Callable, arguments, platform: str) -> str:
       return function(*(tf.identity(a) for a in arguments))
 
   text = placed.experimental_get_compiler_ir(*arguments)(stage='stablehlo')
+  # Booleans of constants: TensorFlow packs eight of them into a byte.
+  text = re.sub(
+    r'dense<"0x([0-9A-F]+)"> : tensor<[\dx]+xi1>',
+    lambda m: m[0].replace(m[1], _unpacked(bytes.fromhex(m[1]))),
+    text,
+  )
   # What becomes of variables; no part of StableHLO.
   return re.sub(
     r'mhlo\.copy (%\w+) : (tensor<\S+>)',
     r'stablehlo.reshape \1 : (\2) -> \2',
     text,
   )
+
+
+def _unpacked(data: bytes) -> str:
+  return ''.join(f'0{byte >> i & 1}' for byte in data for i in range(8))
 
 
 def write_stablehlo(

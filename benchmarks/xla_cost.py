@@ -8,7 +8,11 @@ temporaries in T, and on a TPU the compiler's estimate of kilocycles. These are
 the compilers' models, no timings. For a TPU compare cycles, not traffic: it
 counts copies to on-chip memory too.
 
-`--write` puts all counts into `results/xla_cost.json`. `budgets.json` says what
+`--blocks` compiles blocks of networks instead, with our norms, with Keras' and
+with nothing in their place; the share is what ours add over what those of Keras
+add. `--whole` compiles training steps of whole networks.
+
+`--write` puts all counts into `results/`. `budgets.json` says what
 a case may cost, and `budgets_test.py`, run by `make budgets`, checks that.
 """
 
@@ -26,13 +30,17 @@ import tempfile
 
 from absl import app, flags
 
+import blocks
 import cases as c
+import networks
 
 HERE = pathlib.Path(__file__).parent
 TARGETS = flags.DEFINE_list(
   'targets', ['h100', 'v5e'], 'Which of a100, h100, v5e, v6e to compile for.'
 )
 CASES = flags.DEFINE_string('cases', '', 'Only cases with this in their name.')
+BLOCKS = flags.DEFINE_bool('blocks', False, 'Norms in blocks, not alone.')
+WHOLE = flags.DEFINE_bool('whole', False, 'Whole networks; takes minutes.')
 WRITE = flags.DEFINE_bool('write', False, 'Write results/xla_cost.json.')
 KEEP = flags.DEFINE_string('keep', '', 'Folder for StableHLO and HLO files.')
 
@@ -176,16 +184,17 @@ class Compiler:
     else:
       client = jax.devices('cpu')[0].client
       counts = _jax.hlo_module_cost_analysis(client, module)
-      traffic = counts['bytes accessed'] - _not_gathered(hlo)
-      cost.traffic = traffic / size
+      traffic = counts['bytes accessed'] - _not_read(hlo)
+      cost.traffic = (traffic + _by_libraries(entry)) / size
     return cost, hlo
 
 
-def _not_gathered(hlo: str) -> int:
-  """Bytes that a count takes for read, but gathers inside a kernel leave.
+def _not_read(hlo: str) -> int:
+  """Bytes that a count takes for read, but a kernel leaves.
 
-  XLA's count knows that a gather reads what it returns; of an operand of one
-  that it has fused it counts all, once.
+  XLA's count knows that a gather or a slice reads what it returns. But of an
+  operand of one that it has fused it counts all, once: of a gather always, of a
+  slice where the operand has another shape before the kernel.
   """
   result = 0
   fused = set(re.findall(r' fusion\(.*calls=%([^\s,]+)', hlo))
@@ -200,17 +209,37 @@ def _not_gathered(hlo: str) -> int:
       for i, operand in enumerate(re.findall(r'%([^\s,]+)', operands)):
         users[operand].append((op, i))
     for parameter in (op for op, kind in kinds.items() if kind == 'parameter'):
-      readers = users[parameter]
+      readers, parts = users[parameter], {'gather'}
       while any(kinds[op] == 'bitcast' for op, _ in readers):
+        parts = {'gather', 'slice'}
         readers = [
           reader
           for op, i in readers
           for reader in (users[op] if kinds[op] == 'bitcast' else [(op, i)])
         ]
-      if readers and all(kinds[op] == 'gather' and not i for op, i in readers):
+      if readers and all(kinds[op] in parts and not i for op, i in readers):
         read = sum(_bytes(shapes[op]) for op, _ in readers)
         result += max(_bytes(shapes[parameter]) - read, 0)
   return result
+
+
+def _by_libraries(entry: str) -> int:
+  """Bytes that convolutions and products of libraries read and write.
+
+  XLA's count takes them for nothing.
+  """
+  shapes = dict(
+    re.findall(r'^ +(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ', entry, re.M)
+  )
+  return sum(
+    sum(map(_bytes, re.findall(r'[a-z]+\d*\[[\d,]*\]', text)))
+    for name, operands in re.findall(
+      r'%(\S+) = [^=]* custom-call\(([^)]*)\).*"__cu(?:dnn|blas)', entry
+    )
+    for text in (
+      shapes[op] for op in (name, *re.findall(r'%([^\s,]+)', operands))
+    )
+  )
 
 
 def _bytes(shape: str) -> int:
@@ -253,8 +282,112 @@ def row(case, target, name, pair) -> str:
   return text
 
 
+def costs_of_blocks(chosen, targets, folder: pathlib.Path):
+  """Yields (block, target, pass, {owner: cost})."""
+  platforms = sorted({platform(target) for target in targets})
+  blocks.write_stablehlo(chosen, platforms, folder)
+  for target in targets:
+    compiler = Compiler(target)
+    for block in chosen:
+      for name in blocks.PASSES:
+        found = {}
+        for owner in blocks.OWNERS:
+          path = folder / platform(target) / owner / name / f'{block.name}.mlir'
+          found[owner], hlo = compiler.cost(path.read_text(), block.bytes)
+          path.with_suffix(f'.{target}.hlo').write_text(hlo)
+        yield block, target, name, found
+
+
+def share(costs: dict[str, Cost]) -> float:
+  """What our norms add to a block, over what those of Keras add."""
+  nothing, ours, keras = (
+    cost.traffic if cost.kilocycles is None else cost.kilocycles
+    for cost in (costs[owner] for owner in blocks.OWNERS)
+  )
+  return (ours - nothing) / (keras - nothing)
+
+
+def row_of_block(block, target, name, costs) -> str:
+  text = f'{target:6}{block.name:62}{name:8}{share(costs):6.2f}'
+  for field in FIELDS:
+    values = [getattr(costs[owner], field) for owner in blocks.OWNERS]
+    if None not in values:
+      form = 'd' if field == 'kernels' else '.1f'
+      text += '  ' + ''.join(f'{value:>8{form}}' for value in values)
+  return text
+
+
+def main_of_blocks(folder: pathlib.Path):
+  chosen = [block for block in blocks.ALL if CASES.value in block.name]
+  head = ('kernels', 'traffic, T', 'temporaries, T', 'kilocycles')
+  print(' ' * 76 + ' share' + ''.join(f'{title:>26}' for title in head))
+  print(' ' * 82 + ('  ' + ''.join(f'{o:>8}' for o in blocks.OWNERS)) * 4)
+  results = []
+  for block, target, name, found in costs_of_blocks(
+    chosen, TARGETS.value, folder
+  ):
+    print(row_of_block(block, target, name, found), flush=True)
+    results.append(
+      {
+        'block': block.name,
+        'target': target,
+        'pass': name,
+        'share': round(share(found), 3),
+        **{owner: rounded(cost) for owner, cost in found.items()},
+      }
+    )
+  if WRITE.value:
+    write('xla_cost_blocks.json', results)
+
+
+WHOLE_NETWORKS = ('resnet50', 'transformer')
+
+
+def main_of_networks(folder: pathlib.Path):
+  """Training steps of whole networks; each takes minutes for a TPU."""
+  results = []
+  for target in TARGETS.value:
+    compiler = Compiler(target)
+    for name in filter(re.compile(CASES.value).search, WHOLE_NETWORKS):
+      for owner in ('ours', 'keras'):
+        path = folder / f'{name}.{owner}.{target}.mlir'
+        c.alone(
+          networks.write_stablehlo, name, owner, platform(target), str(path)
+        )
+        # Per GB, not per T: the input is the least of what moves.
+        cost, _ = compiler.cost(path.read_text(), 10**9)
+        results.append(
+          {'network': name, 'target': target, 'owner': owner, **rounded(cost)}
+        )
+        print(f'{target:6}{name:12}{owner:8}{rounded(cost)}', flush=True)
+  if WRITE.value:
+    write('xla_cost_networks.json', results)
+
+
+def rounded(cost: Cost) -> dict:
+  return {k: v and round(v, 3) for k, v in dataclasses.asdict(cost).items()}
+
+
+def write(name: str, results: list[dict]) -> None:
+  """Puts `results` in the place of older ones of the same name."""
+  (HERE / 'results').mkdir(exist_ok=True)
+  path = HERE / 'results' / name
+  known = json.loads(path.read_text()) if path.exists() else []
+
+  def of(result):
+    keys = ('block', 'network', 'case', 'target', 'pass', 'owner')
+    return tuple(result.get(key) for key in keys)
+
+  all_ = {of(result): result for result in [*known, *results]}
+  path.write_text(json.dumps(list(all_.values()), indent=1) + '\n')
+
+
 def main(_):
   folder = pathlib.Path(KEEP.value or tempfile.mkdtemp())
+  if WHOLE.value:
+    return main_of_networks(folder)
+  if BLOCKS.value:
+    return main_of_blocks(folder)
   head = ('kernels', 'traffic, T', 'temporaries, T', 'kilocycles')
   print(' ' * 56 + ''.join(f'{title:>18}' for title in head))
   print(' ' * 56 + f'{"ours":>9}{"keras":>9}' * 4)
@@ -266,16 +399,14 @@ def main(_):
         'target': target,
         'pass': name,
         'owner': owner,
-        **{k: v and round(v, 3) for k, v in dataclasses.asdict(cost).items()},
+        **rounded(cost),
       }
     )
     pair[owner] = cost
     if owner == 'keras':
       print(row(case, target, name, pair), flush=True)
   if WRITE.value:
-    (HERE / 'results').mkdir(exist_ok=True)
-    path = HERE / 'results' / 'xla_cost.json'
-    path.write_text(json.dumps(results, indent=1) + '\n')
+    write('xla_cost.json', results)
 
 
 if __name__ == '__main__':

@@ -79,10 +79,11 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def compile_at_once(monkeypatch):
-  """Lest eager calls under "auto" be too few to test what XLA compiles."""
+  """Lest "auto" leave to op by op what a test wants to see compiled."""
   dispatch = sys.modules.get('tfgroupnorm.kernel.tensorflow.dispatch')
   if dispatch is not None:
     monkeypatch.setattr(dispatch, '_COMPILATION', 1)
+    monkeypatch.setattr(dispatch, '_compiled_shapes', {})
 
 
 @pytest.fixture(autouse=True, scope='module')

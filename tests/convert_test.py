@@ -337,9 +337,8 @@ def test_applications(generation, name):
     weights = before.get_weights()
     if isinstance(before, bn):
       assert type(layer) is cases.layers_of(generation).GroupNorm
-      assert layer.groups == math.gcd(
-        32, before.gamma.shape[0] if before.scale else before.beta.shape[0]
-      )
+      channels = (before.gamma if before.scale else before.beta).shape[0]
+      assert layer.groups == min(math.gcd(32, channels), channels // 2)
       assert layer.epsilon == before.epsilon
       weights = weights[:-2]
     else:
@@ -602,7 +601,7 @@ def one_norm(keras, shape, **options):
     ((64,), {'groups': 64}, 1),
     ((24,), {'group_size': 1}, 1),
     ((1, 1, 24), {'groups': 24}, 1),
-    ((1, None, 24), {'groups': 24}, 24),
+    ((1, None, 24), {'groups': 24}, 12),
   ],
 )
 @cases.both_kerases
@@ -743,12 +742,80 @@ def test_models_that_cannot_be_copied(generation):
   model(np.zeros((2, 4, 8), 'float32'))
   fails(ValueError, 'NeedsMore', '`get_config`', model=model)
 
-  class Graph(keras.Model):
-    def __init__(self, width):
-      inputs = keras.Input((4, width))
-      super().__init__(inputs, keras.layers.BatchNormalization()(inputs))
 
-  model = Graph(8)
-  fails(ValueError, 'Graph', 'keras.Model(model.inputs', model=model)
-  plain = convert(keras.Model(model.inputs, model.outputs))
-  assert 'GroupNorm' in {type(layer).__qualname__ for layer in plain.layers}
+@cases.both_kerases
+def test_functional_models_of_a_class(generation, capsys):
+  """Made anew from a configuration of their own, or else plain ones."""
+  keras = importlib.import_module(generation)
+
+  class Graph(keras.Model):
+    def __init__(self, width, **kwargs):
+      inputs = keras.Input((4, width))
+      inner = keras.Model(inputs, keras.layers.BatchNormalization()(inputs))
+      super().__init__(inputs, inner(inputs), **kwargs)
+      self.width, self.inner = width, inner
+      self.head = keras.layers.BatchNormalization(name='head')
+      self.head.build((None, 4, width))
+
+  class Configured(Graph):
+    def get_config(self):
+      return {'width': self.width, 'name': self.name}
+
+    @classmethod
+    def from_config(cls, config):
+      return cls(**config)
+
+  x = np.random.default_rng(0).normal(1, 2, (2, 4, 8)).astype('float32')
+  for kind in (Graph, Configured):
+    model = scrambled(kind(8, name='mine'))
+    same = tfgroupnorm.replace_batch_norm(
+      model, groups=3, on_indivisible='skip', verbose=False
+    )
+    np.testing.assert_array_equal(same(x), model(x))
+    with pytest.warns(UserWarning, match='2 BatchNormalization layers'):
+      result = tfgroupnorm.replace_batch_norm(model, groups=GROUPS)
+    said = capsys.readouterr().out
+    plain = "Graph 'mine' cannot be made anew: its copy is a plain functional"
+    assert (plain in said.replace('\n', ' ')) == (kind is Graph)
+    assert (type(result) is kind) == (kind is Configured)
+    group_norm = cases.layers_of(generation).GroupNorm
+    assert type(result.head) is type(result.inner.layers[-1]) is group_norm
+    assert result.name == 'mine' and result.inner in result.layers
+    gamma, beta = model.inner.layers[-1].get_weights()[:2]
+    by_hand = group_norm(GROUPS)
+    by_hand.build((None, 4, 8))
+    by_hand.set_weights([gamma, beta])
+    np.testing.assert_allclose(result(x), by_hand(x), rtol=0, atol=1e-6)
+
+
+@cases.both_kerases
+def test_min_group_size(generation):
+  """32 groups of 32 channels would be one channel a group."""
+  keras = importlib.import_module(generation)
+
+  def groups(channels, **options):
+    model = one_norm(keras, (4, channels))
+    norm = convert(model, **options).get_layer('norm')
+    return norm.groups if norm.group_size is None else (norm.group_size,)
+
+  for channels, options, wanted in [
+    (32, {'groups': 32}, 16),
+    (32, {'groups': 32, 'min_group_size': 1}, 32),
+    (16, {'groups': 32}, 8),
+    (24, {'groups': 32, 'min_group_size': 5}, 4),
+    (7, {'groups': 32}, 7 // 7),
+    (24, {'groups': -1}, -1),
+    (64, {'groups': 32}, 32),
+  ]:
+    assert groups(channels, **options) == wanted, (channels, options)
+  model = one_norm(keras, (4, 32))
+  fails(
+    ValueError,
+    "'norm'",
+    'min_group_size',
+    model=model,
+    groups=32,
+    on_indivisible='error',
+  )
+  fails(ValueError, '`min_group_size`', model=model, min_group_size=0)
+  fails(TypeError, '`min_group_size`', model=model, min_group_size=2.0)

@@ -66,7 +66,9 @@ def test_layers(module, kind):
   doc = inspect.getdoc(layer)
   is_whole(doc, ['Input shape', 'Output shape'])
   assert documented(doc, 'Args') == arguments(layer)
-  assert ['self', *documented(doc, 'Call arguments')] == arguments(layer.call)
+  # By its second name Keras passes a mask on, and no user.
+  called = [name for name in arguments(layer.call) if name != 'inputs_mask']
+  assert ['self', *documented(doc, 'Call arguments')] == called
 
 
 @pytest.mark.parametrize('module, kind', LAYERS)

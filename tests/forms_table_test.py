@@ -41,7 +41,7 @@ rms               AboutZero      AboutZero    gpu.AboutZero  AboutZero
 row               TwoPass        cpu.TwoPass  gpu.Chain      tpu.OnePass
 masked row        plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
 long row          plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
-row of two axes   plain.OnePass  cpu.TwoPass  gpu.TwoSigns   tpu.OnePass
+row of two axes   plain.OnePass  cpu.TwoPass  gpu.Chain      tpu.OnePass
 columns           plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
 side by side      plain.OnePass  OnePass      gpu.TwoSigns   tpu.OnePass
 heads             TwoPass        cpu.TwoPass  gpu.Chain      lanes.OnePass

@@ -14,6 +14,7 @@ from tensorflow.python.framework.convert_to_constants import (
 )
 
 import cases
+import reference
 from tfgroupnorm import LayerNorm, functional, op_by_op
 from tfgroupnorm.kernel import Spec
 from tfgroupnorm.kernel.tensorflow import dispatch, gradient
@@ -366,6 +367,26 @@ def test_eager_shapes_that_keep_changing(
       np.testing.assert_allclose(y, wanted, rtol=0, atol=4e-6)
     counts.append(dispatch.compiled.traces - before)
   assert counts == traced_at
+
+
+def test_graphs_of_shapes_that_keep_changing(monkeypatch):
+  """XLA keeps what it compiles, for functions that have gone too."""
+  before = dispatch.compiled.traces
+  x = np.random.default_rng(0).normal(3, 2, (2, 13, 89)).astype('float32')
+  wanted = reference.layer_norm(x.astype('float64'), None, None)
+
+  def run(length):
+    function = tf.function(functional.layer_norm, autograph=False)
+    y = function(x[:, :length])
+    np.testing.assert_allclose(y, wanted[:, :length], rtol=0, atol=4e-6)
+    return dispatch.compiled.traces - before
+
+  assert [run(length) for length in range(1, 13)] == [*range(1, 9), 8, 8, 8, 8]
+  assert run(1) == 9  # A known shape, a function of its own.
+  monkeypatch.setattr(dispatch, '_MOST_SHAPES_OF_ALL', 8)
+  other = tf.ones((2, 13, 90))
+  spec = Spec(axes=(2,), epsilon=1e-3)
+  assert dispatch._runner('auto', spec, other) is dispatch.plain
 
 
 def test_shapes_without_end(monkeypatch):

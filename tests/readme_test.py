@@ -51,6 +51,22 @@ def test_code(code, tmp_path, monkeypatch):
     assert (tmp_path / path / 'saved_model.pb').is_file()
 
 
+def test_page_of_models(capsys):
+  page = README.parent / 'docs' / 'models.md'
+  names = {}
+  blocks = re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)
+  for code in blocks:
+    exec(code, names)
+  assert len(blocks) == 2 and 'GroupNorm, silu' in capsys.readouterr().out
+  kinds = {type(layer) for layer in names['model'].layers}
+  assert {tfgroupnorm.GroupNorm, tfgroupnorm.LayerNorm} <= kinds
+  layer = keras.layers.Layer()
+  layer.scale, layer.epsilon = layer.add_weight(shape=(3,)), 1e-6
+  norm = names['one_more'](layer)
+  np.testing.assert_array_equal(norm.gamma, 1 + np.array(layer.scale))
+  assert names['rms'](layer).rms
+
+
 def test_torch_epsilon():
   """The migration table: GroupNorm of torch, by hand, channels first."""
   x = np.random.default_rng(0).normal(1, 1, (2, 10, 3, 3))

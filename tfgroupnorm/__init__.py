@@ -26,9 +26,12 @@ if TYPE_CHECKING:
   from tfgroupnorm import callbacks as callbacks
   from tfgroupnorm import convert as convert
   from tfgroupnorm import functional as functional
+  from tfgroupnorm import keras_norms as keras_norms
   from tfgroupnorm import layers as layers
   from tfgroupnorm import saving as saving
+  from tfgroupnorm import torch_norms as torch_norms
   from tfgroupnorm.convert import replace_batch_norm
+  from tfgroupnorm.keras_norms import replace_keras_norms
   from tfgroupnorm.kernel import op_by_op
   from tfgroupnorm.layers import (
     GroupNorm,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     custom_objects,
   )
   from tfgroupnorm.saving import export_saved_model
+  from tfgroupnorm.torch_norms import convert_torch_norm
 
 __version__ = '0.1.0'
 
@@ -47,12 +51,22 @@ _HOMES = {
   'HeadNorm': 'layers',
   'InstanceNorm': 'layers',
   'LayerNorm': 'layers',
+  'convert_torch_norm': 'torch_norms',
   'custom_objects': 'layers',
   'export_saved_model': 'saving',
   'op_by_op': 'kernel',
   'replace_batch_norm': 'convert',
+  'replace_keras_norms': 'keras_norms',
 }
-_MODULES = ('callbacks', 'convert', 'functional', 'layers', 'saving')
+_MODULES = (
+  'callbacks',
+  'convert',
+  'functional',
+  'keras_norms',
+  'layers',
+  'saving',
+  'torch_norms',
+)
 
 # No module: `import *` would put ours in place of a user's `layers`.
 __all__ = [
@@ -60,10 +74,12 @@ __all__ = [
   'HeadNorm',
   'InstanceNorm',
   'LayerNorm',
+  'convert_torch_norm',
   'custom_objects',
   'export_saved_model',
   'op_by_op',
   'replace_batch_norm',
+  'replace_keras_norms',
 ]
 
 # What others call these, or what one may look for here.

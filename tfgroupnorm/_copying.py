@@ -1,41 +1,50 @@
-"""Copies of models of either Keras, with others in place of some layers.
+"""Copies of models of either Keras, which know which layer is whose copy.
 
 A functional or Sequential model is rebuilt by Keras' own cloning. What holds
 its layers as attributes, a wrapper or a subclassed layer or model, is copied by
-its configuration, and the attributes of the copy are replaced.
+its configuration, and so is a functional one of a class with a configuration of
+its own.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import tempfile
 import warnings
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from tfgroupnorm import _tensors, models
 from tfgroupnorm.models import Keras, Layer
 
 
-class Replacement(Protocol):
-  """A layer of the model, and the one that its copy gets for it."""
+@dataclasses.dataclass
+class Copy:
+  """A copy of a model.
 
-  layer: Layer
-  norm: Layer
+  Attributes:
+    model: The copy. It shares no variable with the model, and is not compiled.
+    twin: The copy of a layer of the model.
+    plain: Models whose class the copies do not have: these are plain functional
+      models.
+  """
 
-  def finish(self) -> None:
-    """Called once `norm` is in its place."""
+  model: Layer
+  twin: Callable[[Layer], Layer]
+  plain: list[Layer]
 
 
-def copy_model(model: Layer, replaced: Sequence[Replacement]) -> Layer:
-  """A copy that shares no variable with `model` and is not compiled.
+def copy_model(model: Layer) -> Copy:
+  """A copy of all that is in `model`.
 
   Raises:
     ValueError: If a layer cannot be made anew from its configuration.
   """
   keras = models.generation_of(model)
   with keras.saving.custom_object_scope(_custom_classes(model)):
-    return _Copier(keras, replaced).run(model)
+    copier = _Copier(keras)
+    return Copy(copier.run(model), copier.copy, copier.plain)
 
 
 def _custom_classes(model: Layer) -> dict[str, type]:
@@ -52,9 +61,9 @@ def _custom_classes(model: Layer) -> dict[str, type]:
 class _Copier:
   """Copies of layers; one layer has one copy, wherever it is met."""
 
-  def __init__(self, keras: Keras, replaced: Sequence[Replacement]):
+  def __init__(self, keras: Keras):
     self._keras = keras
-    self._replaced = {id(each.layer): each for each in replaced}
+    self.plain: list[Layer] = []
     # id -> the layer, kept so that no other gets its id, and its copy.
     self._copies: dict[int, tuple[Layer, Layer]] = {}
     self._restored: set[int] = set()
@@ -62,8 +71,6 @@ class _Copier:
   def run(self, model: Layer) -> Layer:
     result = self.copy(model)
     self._restore(model)
-    for each in self._replaced.values():
-      each.finish()
     for layer in models.parents_first(model):
       # To set it for a model sets it for all layers inside.
       new = self._copies[id(layer)][1]
@@ -75,9 +82,7 @@ class _Copier:
   def copy(self, layer: Layer) -> Layer:
     """The copy of `layer`, for a graph with the copies of its layers."""
     if id(layer) not in self._copies:
-      if id(layer) in self._replaced:
-        new = self._replaced[id(layer)].norm
-      elif models.is_graph(layer):
+      if models.is_graph(layer):
         new = self._copy_graph(layer)
       else:
         new = _from_config(layer)
@@ -89,22 +94,23 @@ class _Copier:
 
   def _copy_graph(self, model):
     keras = self._keras
-    try:
-      if keras.__name__ == 'tf_keras':
-        new = keras.models.clone_model(model, clone_function=self.copy)
-      elif isinstance(model, keras.Sequential):
-        new = self._copy_sequential(model)
-      else:
-        new = self._copy_functional(model)
-    except TypeError as error:  # A constructor with other arguments.
-      raise _cannot_copy(model, str(error)) from error
+    if _has_own_config(model):
+      new = _like(model)
+      if new is not None:
+        return new
+    if isinstance(model, keras.Sequential):
+      new = self._copy_sequential(model)
+    else:
+      new = self._copy_functional(model)
     if type(new) is not type(model):
-      raise _cannot_copy(model, 'Keras copies it as a plain model.')
+      self.plain.append(model)
     if model.built and not new.built:
       new.build_from_config(model.get_build_config())
     return new
 
   def _copy_sequential(self, model):
+    if self._keras.__name__ == 'tf_keras':
+      return self._keras.models.clone_model(model, clone_function=self.copy)
     # Not by Keras' cloning, which compiles the copy of a compiled model, or
     # fails to.
     layers = [self.copy(layer) for layer in model.layers]
@@ -115,8 +121,15 @@ class _Copier:
     return self._keras.Sequential(layers, name=model.name)
 
   def _copy_functional(self, model):
-    # A second model on the same tensors is one that is not compiled.
-    plain = type(model)(model.input, model.output, name=model.name)
+    # A second model on the same tensors is one that is not compiled, and whose
+    # class has the constructor that Keras' cloning calls.
+    keras = self._keras
+    try:
+      plain = type(model)(model.input, model.output, name=model.name)
+    except Exception:  # Whatever the code of others may raise.
+      plain = keras.Model(model.input, model.output, name=model.name)
+    if keras.__name__ == 'tf_keras':
+      return keras.models.clone_model(plain, clone_function=self.copy)
 
     kind = self._keras.layers.InputLayer
     inputs = [layer for layer in model.layers if isinstance(layer, kind)]
@@ -138,15 +151,13 @@ class _Copier:
     if id(layer) in self._restored:
       return
     self._restored.add(id(layer))
-    if id(layer) in self._replaced:
-      return
     new = self._copies[id(layer)][1]
     if models.is_graph(layer):
-      for child, twin in zip(layer.layers, new.layers, strict=True):
+      self._attach(layer, new)
+      for child, twin in _pairs(layer.layers, new.layers):
         # Inputs are made by Keras.
         self._copies.setdefault(id(child), (child, twin))
         self._rename(twin, child.name)
-      self._attach(layer, new)
       self._restore_attributes(layer, new)
       return
     self._rename(new, layer.name)
@@ -172,12 +183,14 @@ class _Copier:
   def _restore_attributes(self, layer, new):
     twins = dict(models.children(new))
     for path, child in models.children(layer):
+      if isinstance(child, self._keras.layers.InputLayer):
+        continue  # Models that share one each have their own in the copy.
       if path not in twins:
         if layer.built and not new.built:
           continue  # To come with `build`.
         raise _cannot_copy(layer, f'A layer is missing in the copy: {path}.')
       if id(child) not in self._copies:
-        if id(child) in self._replaced or models.is_graph(child):
+        if models.is_graph(child) and not _has_own_config(child):
           self.copy(child)
         else:
           self._copies[id(child)] = child, twins[path]
@@ -185,6 +198,38 @@ class _Copier:
       if wanted is not twins[path]:
         models.swap(new, twins[path], wanted)
       self._restore(child)
+
+
+def _pairs(
+  layers: list[Layer], twins: list[Layer]
+) -> list[tuple[Layer, Layer]]:
+  """By their names, or where Keras invented some, in their order."""
+  named = {twin.name: twin for twin in twins}
+  if {layer.name for layer in layers} == set(named):
+    return [(layer, named[layer.name]) for layer in layers]
+  return list(zip(layers, twins, strict=True))
+
+
+def _has_own_config(model: Layer) -> bool:
+  """Whether a functional model's configuration is that of its own class."""
+  for kind in type(model).__mro__:
+    if kind.__name__ in ('Functional', 'Sequential', 'Model'):
+      return False
+    if 'get_config' in vars(kind):
+      return True
+  return False
+
+
+def _like(model: Layer) -> Layer | None:
+  """A new one from its configuration, if it has the same layers."""
+  try:
+    new = type(model).from_config(model.get_config())
+  except Exception:  # Whatever the code of others may raise.
+    return None
+  same = type(new) is type(model) and [type(x) for x in new.layers] == [
+    type(x) for x in model.layers
+  ]
+  return new if same else None
 
 
 def _from_config(layer: Layer) -> Layer:
@@ -201,15 +246,11 @@ def _from_config(layer: Layer) -> Layer:
 
 
 def _cannot_copy(layer: Layer, problem: str) -> ValueError:
-  remedy = (
-    'convert `keras.Model(model.inputs, model.outputs)`'
-    if models.is_graph(layer)
-    else 'give its class `get_config` and `from_config` that make an equal one'
-  )
   return ValueError(
     f'{type(layer).__name__} {layer.name!r} cannot be copied. Received: '
-    f'{problem.rstrip(".")}. To have it converted, {remedy}; or write '
-    'GroupNorm in its code in place of BatchNormalization.'
+    f'{problem.rstrip(".")}. To have it converted, give its class `get_config` '
+    'and `from_config` that make an equal one; or write GroupNorm in its code '
+    'in place of BatchNormalization.'
   )
 
 

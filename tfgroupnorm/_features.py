@@ -210,7 +210,7 @@ def reader(
   _check_fits(data, model)
 
   def features():
-    with _watched(chosen) as found:
+    with watched(chosen) as found:
       try:
         model(data, training=False)
       except Exception as error:
@@ -224,7 +224,7 @@ def reader(
 
 @_tensors.not_converted
 @contextlib.contextmanager
-def _watched(
+def watched(
   layers: dict[str, Any],
 ) -> Iterator[dict[str, list[Tensor]]]:
   """Within it, all that the layers return is collected in the dict."""

@@ -8,10 +8,21 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tfgroupnorm import _checks, _copying, _tensors, models
+import numpy as np
+
+from tfgroupnorm import (
+  _becoming,
+  _checks,
+  _copying,
+  _report,
+  _tensors,
+  models,
+)
 from tfgroupnorm.models import Keras, Layer
 
 _CHOICES = ('gcd', 'error', 'skip')
+# The variables of a BatchNormalization that a GroupNorm has not.
+_STATISTICS = ('moving_mean', 'moving_variance')
 
 
 def replace_batch_norm(
@@ -19,6 +30,7 @@ def replace_batch_norm(
   *,
   groups: int = _checks.DEFAULT_GROUPS,
   group_size: int | None = None,
+  min_group_size: int = 2,
   on_indivisible: str = 'gcd',
   verbose: bool = True,
   print_fn: Callable[[str], Any] | None = None,
@@ -38,7 +50,9 @@ def replace_batch_norm(
   a warning says so. It is not compiled: call `compile` before `fit`.
 
   Each layer is made anew by `from_config(get_config())`, as Keras does when it
-  loads a model. A subclassed model must allow that. Its code still makes a
+  loads a model. A subclassed model must allow that; of a class of functional
+  models that does not, the copy is a plain functional model, and the table
+  says so. The code of a subclassed one still makes a
   BatchNormalization, so a result of that kind keeps its weights in
   `.weights.h5` or is exported: of a `.keras` file Keras would make a model
   with BatchNormalization again. Functional and Sequential ones have no such
@@ -53,9 +67,13 @@ def replace_batch_norm(
       BatchNormalization counts, however deeply nested.
     groups: Number of groups. -1: one channel a group.
     group_size: Channels in a group, given instead of `groups`.
+    min_group_size: The least channels in a group, for norms of few channels: a
+      norm of 32 gets 16 groups, not 32. No effect with `groups=-1`.
     on_indivisible: What to do where `groups` or `group_size` does not divide
-      the channels. `"gcd"`: take the greatest common divisor of both; all
-      channels in one group if groups would hold a single value. `"error"`:
+      the channels, or leaves fewer than `min_group_size` in a group. `"gcd"`:
+      take the greatest common divisor of both, and then larger groups as far
+      as needed; all channels in one group if groups would hold a single value.
+      `"error"`:
       raise. `"skip"`: leave that BatchNormalization.
     verbose: Whether to print a table of what became what.
     print_fn: Called with the table as text, instead of printing it, whatever
@@ -87,20 +105,21 @@ def replace_batch_norm(
   References:
     - [Wu & He, 2018](https://arxiv.org/abs/1803.08494)
   """
-  keras = _generation_of(model)
+  keras = models.check_model(model)
   grouping = _checks.check_groups(groups, group_size)
+  min_group_size = _checks.check_int('min_group_size', min_group_size)
+  if min_group_size < 1:
+    raise ValueError(
+      '`min_group_size`, the least channels in a group, must be positive. '
+      f'Received: min_group_size={min_group_size}. Pass 1 to allow any.'
+    )
   if on_indivisible not in _CHOICES:
     raise ValueError(
       '`on_indivisible` must be "gcd", "error" or "skip". Received: '
       f'on_indivisible={on_indivisible!r}. Use "gcd" to take the greatest '
       'common divisor with the channels.'
     )
-  _checks.check_bool('verbose', verbose)
-  if print_fn is not None and not callable(print_fn):
-    raise TypeError(
-      '`print_fn` must be a function of one text. Received: print_fn='
-      f'{print_fn!r}. Pass `logging.info`, for example.'
-    )
+  _report.check_printing(verbose, print_fn)
 
   found = [
     _Found(path, layer)
@@ -108,13 +127,16 @@ def replace_batch_norm(
     if isinstance(layer, _batch_norms(keras))
   ]
   for each in found:
-    each.plan(keras, *grouping, on_indivisible)
+    each.plan(keras, *grouping, min_group_size, on_indivisible)
   replaced = [each for each in found if each.norm is not None]
-  result = _copying.copy_model(model, replaced)
+  copy = _copying.copy_model(model)
+  for each in replaced:
+    each.become(copy.twin(each.layer))
+  result = copy.model
   _check_complete(keras, result, len(found) - len(replaced))
 
   if verbose or print_fn is not None:
-    _print_table(model.name, found, print_fn)
+    _print_table(model.name, found, copy.plain, print_fn)
   if replaced:
     # By `warnings`, not by a log: it is about the caller's next line, and who
     # means to fine-tune can filter it.
@@ -125,17 +147,6 @@ def replace_batch_norm(
       stacklevel=2,
     )
   return result
-
-
-def _generation_of(model: Layer) -> Keras:
-  keras = models.generation_of(model)
-  if keras is None:
-    raise TypeError(
-      '`model` must be a model of Keras 3 or tf-keras. Received: '
-      f'{type(model).__name__}. Put a layer into a keras.Sequential, with an '
-      'Input, to convert what is in it.'
-    )
-  return keras
 
 
 def _batch_norms(keras: Keras) -> tuple[type, ...]:
@@ -171,6 +182,7 @@ class _Found:
     keras: Keras,
     groups: int,
     group_size: int | None,
+    min_group_size: int,
     on_indivisible: str,
   ) -> None:
     """Makes `norm`, unless this layer is to be left."""
@@ -191,14 +203,22 @@ class _Found:
       for i, n in enumerate(shape)
       if i not in (0, axis % len(shape))
     )
+    least = (
+      1 if groups == -1 else min(min_group_size, group_size or self.channels)
+    )
+    few = size < least
     alone = size * positions == 1 and self.channels > 1
-    if divisor != wanted or alone:
+    if divisor != wanted or few or alone:
       if on_indivisible == 'skip':
         return
       if on_indivisible == 'error':
-        self._refuse(groups, group_size, alone)
+        self._refuse(groups, group_size, few, alone)
     if alone:
       size = self.channels
+    elif few:
+      size = next(
+        n for n in range(least, self.channels + 1) if self.channels % n == 0
+      )
     if group_size:
       grouping = {'group_size': size}
     elif groups == -1 and size == 1:
@@ -208,13 +228,14 @@ class _Found:
     self.groups = self.channels // size
     self.norm = self._group_norm(keras, axis, grouping)
 
-  def _refuse(self, groups, group_size, alone):
+  def _refuse(self, groups, group_size, few, alone):
     name = 'group_size' if group_size else 'groups'
-    problem = (
-      'would have groups of a single value, which is always normalized to 0'
-      if alone
-      else f'has channels that {name} does not divide'
-    )
+    if alone:
+      problem = 'would have groups of a single value, always normalized to 0'
+    elif few:
+      problem = 'would have fewer channels in a group than `min_group_size`'
+    else:
+      problem = f'has channels that {name} does not divide'
     raise ValueError(
       f'BatchNormalization {self.path!r} {problem}. Received: '
       f'channels={self.channels}, {name}={group_size or groups}. Use '
@@ -251,20 +272,19 @@ class _Found:
         options[f'{name}_{kind}'] = config[f'{name}_{kind}']
     group_norm = models.layers_of(keras).GroupNorm
     try:
-      return group_norm(axis=axis, **grouping, **options)
+      norm = group_norm(axis=axis, **grouping, **options)
+      norm.build(tuple(self._input_shape()))
+      return norm
     except ValueError as error:
       raise ValueError(
         f'BatchNormalization {self.path!r} cannot become a GroupNorm. {error}'
       ) from error
 
-  def finish(self) -> None:
-    """Gives `norm` the weights, once it is in its place."""
-    if not self.norm.built:  # Nobody called it: it is an attribute.
-      self.norm.build(tuple(self._input_shape()))
-    for name in ('gamma', 'beta'):
-      weight = getattr(self.norm, name)
-      if weight is not None:
-        weight.assign(getattr(self.layer, name))
+  def become(self, twin: Layer) -> None:
+    """Makes `twin`, a copy of `layer`, what `norm` is."""
+    weights = [getattr(twin, name) for name in ('gamma', 'beta')]
+    self.norm.set_weights([np.array(w) for w in weights if w is not None])
+    _becoming.become(twin, self.norm, dropped=_STATISTICS)
 
 
 # --- What is said of it ------------------------------------------------------
@@ -285,31 +305,24 @@ def _check_complete(keras: Keras, result: Layer, skipped: int) -> None:
 
 
 def _print_table(
-  name: str, found: list[_Found], print_fn: Callable[[str], Any] | None
+  name: str,
+  found: list[_Found],
+  plain: list[Layer],
+  print_fn: _report.PrintFn | None,
 ) -> None:
-  # What Keras 3 draws its summaries with.
-  import rich.console
-  import rich.markup
-  import rich.table
-
-  table = rich.table.Table(show_lines=True)
-  table.add_column('Layer', overflow='fold')
-  table.add_column('Became')
-  for header in ('Channels', 'Groups', 'Per group'):
-    table.add_column(header, justify='right')
+  headers = ('Layer', 'Became', '(Channels)', '(Groups)', '(Per group)')
+  rows = []
   for each in found:
     if each.norm is None:
       became, groups, size = '-', '-', '-'
     else:
       became = 'GroupNorm'
       groups, size = str(each.groups), str(each.channels // each.groups)
-    path = rich.markup.escape(each.path)
-    table.add_row(path, became, str(each.channels), groups, size)
-  console = rich.console.Console(highlight=False)
-  with console.capture() as capture:
-    console.print(f'Model: "{name}"', markup=False)
-    if found:
-      console.print(table)
-    else:
-      console.print('No BatchNormalization.')
-  (print_fn or print)(capture.get())
+    rows.append((each.path, became, str(each.channels), groups, size))
+  below = [] if rows else ['No BatchNormalization.']
+  below += [
+    f'{type(model).__name__} {model.name!r} cannot be made anew: its copy is a '
+    'plain functional model, without the methods of its class.'
+    for model in plain
+  ]
+  _report.print_table(f'Model: "{name}"', headers, rows, below, print_fn)

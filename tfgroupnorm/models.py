@@ -8,6 +8,7 @@ lists, tuples, dicts and sets there. A layer that is held twice is one layer.
 from __future__ import annotations
 
 import collections
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -38,6 +39,24 @@ def generation_of(model: Any) -> Keras:
     if isinstance(model, module.Model):
       return module
   return None
+
+
+def keras_of(layer: Layer) -> Keras:
+  """The module in `generations` of which `layer` is a layer."""
+  (keras,) = (k for k in generations() if isinstance(layer, k.layers.Layer))
+  return keras
+
+
+def check_model(model: Any) -> Keras:
+  """`generation_of` what must be a model."""
+  keras = generation_of(model)
+  if keras is None:
+    raise TypeError(
+      '`model` must be a model of Keras 3 or tf-keras. Received: '
+      f'{type(model).__name__}. Put a layer into a keras.Sequential, with an '
+      'Input, to convert what is in it.'
+    )
+  return keras
 
 
 def layers_of(keras: Keras) -> Any:
@@ -183,11 +202,22 @@ def _distinct(path: str, taken: Any) -> str:
 # --- Attributes that hold layers ---------------------------------------------
 
 
+@functools.cache
+def bookkeeping(keras: Keras) -> frozenset[str]:
+  """Attributes that Keras itself gives a layer, lists of what it tracks too.
+
+  They are read off one: their names are private, and not those of all that
+  begin with an underscore, or with `_self_`, are Keras'.
+  """
+  probe = keras.layers.Layer(name='probe')
+  probe.held = keras.layers.Layer(name='held')
+  return frozenset(vars(probe)) - {'held'}
+
+
 def holders(owner: Layer) -> dict[str, Any]:
   """The attributes with a layer in them, without the bookkeeping of Keras."""
-  kept = set()
-  if not _is_keras_2(owner):
-    kept.add('_layers')  # Even those that no attribute has any more.
+  # Where Keras 3 lists even layers that no attribute has any more.
+  kept = set(bookkeeping(keras_of(owner)))
   if generation_of(owner) is not None:
     # What `compile` was given, and what a Sequential runs as.
     kept.update(('loss', '_functional'))
@@ -196,9 +226,7 @@ def holders(owner: Layer) -> dict[str, Any]:
   return {
     name: value
     for name, value in vars(owner).items()
-    if name not in kept
-    and not name.startswith('_self_')
-    and next(leaves(value, name), None)
+    if name not in kept and next(leaves(value, name), None)
   }
 
 
@@ -247,10 +275,7 @@ def swap(owner: Layer, old: Layer, new: Layer) -> None:
 
 
 def _is_keras_2(layer: Layer) -> bool:
-  return any(
-    module.__name__ == 'tf_keras' and isinstance(layer, module.layers.Layer)
-    for module in generations()
-  )
+  return keras_of(layer).__name__ == 'tf_keras'
 
 
 def _list_in_keras_3(owner: Layer, old: Layer, new: Layer) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import keras
 import numpy as np
 from jax import numpy as jnp
 
@@ -43,6 +44,10 @@ _UNFUSED = {
   'softsign': jax.nn.soft_sign,
   'tanh': jnp.tanh,
 }
+
+
+def packed(structure: Any, leaves: Sequence[Any]) -> Any:
+  return jax.tree.unflatten(jax.tree.structure(structure), leaves)
 
 
 def is_tensor(x: Any) -> bool:
@@ -166,3 +171,18 @@ def map_flat_values(*args: Any) -> Any:
 def not_converted(function: Callable) -> Callable:
   """`function`: JAX does not rewrite Python's statements."""
   return function
+
+
+def gradients(
+  function: Callable, tensors: Sequence[jax.Array], weights: Sequence[Any]
+) -> list[jax.Array]:
+  """Of the number `function(tensors)`, by tensors and by weights of Keras."""
+
+  def number(tensors, values):
+    pairs = list(zip(weights, values, strict=True))
+    with keras.StatelessScope(state_mapping=pairs):
+      return function(tensors)
+
+  values = [each.value for each in weights]
+  by_tensors, by_weights = jax.grad(number, (0, 1))(list(tensors), values)
+  return [*by_tensors, *by_weights]

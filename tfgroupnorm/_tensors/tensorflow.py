@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -17,6 +17,7 @@ as_dtype, is_tensor = tf.as_dtype, tf.is_tensor
 convert, value_of = tf.convert_to_tensor, tf.convert_to_tensor
 cast, squeeze, of_shape = tf.cast, tf.squeeze, tf.ensure_shape
 flatten, map_structure = tf.nest.flatten, tf.nest.map_structure
+packed = tf.nest.pack_sequence_as
 map_flat_values = tf.ragged.map_flat_values
 not_converted = tf.autograph.experimental.do_not_convert
 
@@ -136,3 +137,15 @@ def split_activation(activation: Any) -> tuple[str | None, Callable | None]:
     return _FUSED[activation], None
   except (KeyError, TypeError):  # Unknown, or not hashable.
     return None, activation
+
+
+def gradients(
+  function: Callable, tensors: Sequence[tf.Tensor], weights: Sequence[Any]
+) -> list[tf.Tensor]:
+  """Of the number `function(tensors)`, by tensors and by weights of Keras."""
+  by = [*tensors]
+  by += [w if isinstance(w, tf.Variable) else w.value for w in weights]
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(by)
+    number = function(tensors)
+  return tape.gradient(number, by, unconnected_gradients='zero')

@@ -66,6 +66,7 @@ _FORMS: dict[str | None, Platform] = {
     others=tpu.OnePass(tpu.SUMS),
   ),
   'GPU': Platform(
+    lay_out=gpu.lay_out,
     about_zero=gpu.AboutZero(gpu.SUMS),
     rows=gpu.Chain(gpu.SUMS),
     others=gpu.TwoSigns(gpu.SUMS),

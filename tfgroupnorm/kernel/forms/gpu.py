@@ -1,7 +1,8 @@
 """For XLA:GPU, which writes out what two kernels share.
 
 Memory traffic is all that counts there; T is the size of x. What it does with
-sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
+sums, and what that cost on an H100, by the counts of `benchmarks/xla_cost.py`,
+above all of blocks of networks:
 
   - A long column of a reduction it pads and copies in pieces: more traffic than
     all the rest. Here it is added up in two stages (`SUMS`).
@@ -10,6 +11,9 @@ sums, and what that cost, by the counts of `benchmarks/xla_cost.py` on an H100:
     (`TwoSigns`), and for the gradient once more from x (`_Remakes`).
   - Several reductions in sequence, each of what the last one left, become one
     kernel that holds a row in registers: 2 T forward, not 4 (`Chain`).
+  - What has more axes than a matrix it may transpose between products of
+    matrices (`lay_out`).
+  - A sum of dz alone becomes a kernel of its own (`_Remakes.dz_alone`).
 """
 
 from __future__ import annotations
@@ -19,10 +23,12 @@ import math
 from collections.abc import Callable, Sequence
 
 from tfgroupnorm.kernel import formula, near, orders
+from tfgroupnorm.kernel import layout as layouts
 from tfgroupnorm.kernel.forms import xla
 from tfgroupnorm.kernel.forms.sums import Sums
 from tfgroupnorm.kernel.formula import Cotangents, Order
 from tfgroupnorm.kernel.framework import xp
+from tfgroupnorm.kernel.layout import Layout
 from tfgroupnorm.kernel.line import Line
 from tfgroupnorm.kernel.operands import Operands
 
@@ -66,8 +72,24 @@ SUMS = Sums(
 )
 
 
+def lay_out(layout: Layout) -> Layout:
+  """Neighbouring axes made one where groups are rows, else as it comes.
+
+  Products of matrices return two axes, and transpose what has more. Between the
+  projections of queries and keys and their product, a step of heads moves 7 T
+  so and 23 T with four axes.
+  """
+  rows = layouts.merged(layout)
+  return rows if rows.groups_are_rows else layouts.viewed(layout)
+
+
 class _Remakes(Order):
   """xhat from x again, behind dy: what the sums made of x is dearer to read."""
+
+  def dz_alone(self, back: Cotangents) -> xp.Array:
+    # Of x too, its sum is taken where that with x is: else it is a pass over dz
+    # of its own, or dz is written out for both.
+    return xla.beside(back.dz, back.xhat.d)
 
   def remake(self, back: Cotangents) -> Cotangents:
     x = xla.after(back.o.x, back.dy)
@@ -75,7 +97,17 @@ class _Remakes(Order):
     return dataclasses.replace(back, xhat=xhat)
 
 
-class AboutZero(_Remakes, formula.AboutZero):
+class _Rows(_Remakes):
+  """Both means and dx of the same x made again: one kernel."""
+
+  def dx(self, back: Cotangents, means):
+    return super().dx(super().remake(back), means)
+
+  def remake(self, back: Cotangents) -> Cotangents:
+    return back
+
+
+class AboutZero(_Rows, formula.AboutZero):
   """RMS normalization with x read again for its gradient."""
 
 
@@ -90,6 +122,12 @@ class _Reversed(Line):
 class TwoSigns(_Remakes, orders.OnePass):
   """Both sums at once, the mean's of x - k, that of squares of k - x."""
 
+  def dz_alone(self, back: Cotangents) -> xp.Array:
+    # After a convolution of (2,100,152,256) a step of GN then adds 3 T, not 6;
+    # but 8, not 4, where x is widened first.
+    narrow = back.o.source.dtype != back.o.dtype
+    return back.dz if narrow else super().dz_alone(back)
+
   def differences(self, x, k):
     return x - k, k - x
 
@@ -102,50 +140,26 @@ class TwoSigns(_Remakes, orders.OnePass):
     return _Reversed(line.d, -line.scale, line.offset)
 
 
-class Chain(orders.TwoPass):
+class Chain(_Rows, orders.TwoPass):
   """A row by reductions one after the other, in one kernel.
 
   It keeps nothing: returned statistics would break the kernel into five. The
-  gradient's sums take their own, by one pass over x, and dx the chain again.
+  gradient takes its own, by one pass over x.
   """
 
-  def _chain(self, o: Operands, x: xp.Array) -> tuple[xp.Array, xp.Array]:
-    """`(xhat, rstd)`.
-
-    The mean is taken as an element plus the mean distance to it, which is exact
-    for equal numbers; a largest one is found by a reduction, as the rest is.
-    """
-    largest = xp.max(x, o.axes, keepdims=True)
-    d = x - (largest + o.mean(x - largest))
-    d -= o.mean(d)
-    rstd = xp.rsqrt(o.mean(d * d) + o.epsilon)
-    return d * rstd, rstd
-
   def standardize(self, o: Operands):
-    return Line(self._chain(o, o.x)[0]), ()
+    """The mean is taken as an element plus the mean distance to it.
+
+    Which is exact for equal numbers; a largest one is found by a reduction, as
+    the rest is. Should it be an outlier, the rest is still found to its digits.
+    """
+    largest = xp.max(o.x, o.axes, keepdims=True)
+    d = o.x - (largest + o.mean(o.x - largest))
+    d -= o.mean(d)
+    return Line(d, xp.rsqrt(o.mean(d * d) + o.epsilon)), ()
 
   def statistics(self, o: Operands):
-    k = o.valid(xp.stop_gradient(_near_mean(o)))
+    k = o.valid(xp.stop_gradient(near.element_and_mean(o, near.part(o))))
     rest, square = orders.of_quotients(o, o.x - k, k - o.x)
     var = orders.variance(rest, square)
     return (k, rest, xp.rsqrt(var + o.epsilon)), None
-
-  def dx(self, back: Cotangents, means):
-    o = back.o
-    xhat, rstd = self._chain(o, xla.after(o.x, back.dy))
-    dxhat = dataclasses.replace(back, xhat=Line(xhat)).dxhat
-    return (dxhat - o.mean(dxhat) - xhat * o.mean(dxhat * xhat)) * rstd
-
-
-def _near_mean(o: Operands) -> xp.Array:
-  """For each row a value near its mean; a hint will do for sums."""
-  if o.layout.spec.view is None:
-    return near.element_and_mean(o, near.part(o))
-  # Cut out before x is laid out: XLA:GPU reads all of a tensor of another shape
-  # for a part of it. A step of heads of 64 moves 8.20 times the size of x, and
-  # 8.26 times if a reduction finds the middle of the two.
-  axis, _ = o.layout.spec.view
-  before, size = [slice(None)] * axis, o.layout.dims[axis + 1]
-  a, b = (o.source[(*before, slice(i, None, size))] for i in (0, size // 2))
-  a, b = (xp.astype(xp.expand_dims(t, axis + 1), o.dtype) for t in (a, b))
-  return a / 2 + b / 2

@@ -38,9 +38,9 @@ _NO_GAIN = {2: range(2**13, 2**16 + 1), 4: range(2**15, 2**16 + 1)}
 # graph is converted to ONNX; but ONNX Runtime shows this when it refuses it.
 _REMEDY = 'xla_unless_traced_under_tfgroupnorm.op_by_op'
 
-# Most shapes that eager calls compile one kind of layer for; most not compiled
-# yet whose calls are counted.
-_MOST_SHAPES, _MOST_COUNTED = 8, 1000
+# Most shapes that are compiled of one kind of tensor, and in a process; most
+# not compiled yet whose eager calls are counted.
+_MOST_SHAPES, _MOST_SHAPES_OF_ALL, _MOST_COUNTED = 8, 512, 1000
 
 
 def _is_handed_over(x: tf.Tensor, jit_compile: bool | str) -> bool:
@@ -136,37 +136,49 @@ def _device_types(x: tf.Tensor) -> set[str]:
   return types & set(forms.PLATFORMS)
 
 
-# (spec, dtype, channels): shapes that eager calls compile.
+# (spec, dtype, channels): shapes that are compiled under "auto".
 _compiled_shapes: dict[tuple, set[tuple]] = {}
 # The same and a shape: elements that eager calls have brought, until then.
 _eager_work: dict[tuple, int] = {}
 
 
-def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
-  """Whether eager calls have brought the shape of `x` often enough.
-
-  And not too many other shapes. What has been compiled stays so.
-  """
+def _kind(spec: Spec, x: tf.Tensor) -> tuple:
+  """What the tensors of a layer have in common, whatever their sizes."""
   axes = {i for i in spec.gamma_axes if i} if spec.view is None else set()
   axes |= {at[0] for at in (spec.split, spec.view) if at}
-  kind = spec, x.dtype, tuple(x.shape[i] for i in sorted(axes))
-  shape = tuple(x.shape)
+  return spec, x.dtype, tuple(x.shape[i] for i in sorted(axes))
+
+
+def _worth_compiling(spec: Spec, x: tf.Tensor) -> bool:
+  """Whether the shape of `x`, in an eager call, has come often enough.
+
+  And whether it is not one of too many: what has been compiled stays so, in a
+  graph as well, and XLA keeps it as long as the process lives.
+  """
+  kind, shape = _kind(spec, x), tuple(x.shape)
   shapes = _compiled_shapes.setdefault(kind, set())
   if shape in shapes:
     return True
   if len(shapes) >= _MOST_SHAPES:
     return False
+  if sum(map(len, _compiled_shapes.values())) >= _MOST_SHAPES_OF_ALL:
+    return False
+  if tf.executing_eagerly() and not _came_often(kind, shape):
+    return False
+  shapes.add(shape)
+  return True
+
+
+def _came_often(kind: tuple, shape: tuple) -> bool:
+  """Whether eager calls have brought this shape often; counts it if not."""
   if len(_eager_work) >= _MOST_COUNTED:
     _eager_work.clear()  # Those that come often are soon back.
   work = _eager_work.get((kind, shape), 0) + math.prod(shape) + _CALL
   _eager_work[kind, shape] = work
   if work < _COMPILATION:
     return False
-  if _deterministic():  # Compiled, it would change in the last place.
-    del _eager_work[kind, shape]
-    return False
-  shapes.add(shape)
-  return True
+  del _eager_work[kind, shape]
+  return not _deterministic()  # Compiled, it would change in the last place.
 
 
 def _no_gain(x: tf.Tensor, types: set[str]) -> range:
@@ -188,15 +200,17 @@ def _runner(jit_compile: bool | str, spec: Spec, x: tf.Tensor) -> Callable:
   if None in x.shape[1:]:
     return plain
   types = _device_types(x)
-  if tf.executing_eagerly():
-    worth = _worth_compiling(spec, x)
+  if x.shape[0] is None:
+    wanted = compiled if 'TPU' in types or _deterministic() else either
+  elif not tf.executing_eagerly() and x.shape.num_elements() in _no_gain(
+    x, types
+  ):
+    wanted = plain
   else:
-    worth = x.shape.num_elements() not in _no_gain(x, types)
-  if not worth or not all(map(_device_compiles, types)):
-    return plain
-  if x.shape[0] is not None or 'TPU' in types or _deterministic():
-    return compiled
-  return either
+    wanted = compiled if _worth_compiling(spec, x) else plain
+  if wanted is plain or all(map(_device_compiles, types)):
+    return wanted
+  return plain
 
 
 def _platform(run: Callable, x: tf.Tensor) -> str | None:
