@@ -321,6 +321,24 @@ def test_batch_norms_replaced():
   np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
 
 
+def test_norms_of_keras_replaced():
+  x = inputs = keras.Input((6, 8))
+  for norm in (
+    keras.layers.GroupNormalization(4),
+    keras.layers.LayerNormalization(),
+    keras.layers.RMSNormalization(),
+  ):
+    x = norm(x)
+  model = keras.Model(inputs, x)
+  model.set_weights([RNG.normal(1, 0.3, w.shape) for w in model.weights])
+  wanted = model.predict(X, verbose=0)
+  new = tfgroupnorm.replace_keras_norms(model, verbose=False)
+  kinds = [type(layer).__module__ for layer in new.layers[1:]]
+  assert kinds == ['tfgroupnorm.layers'] * 3
+  got = new.predict(X, verbose=0)
+  np.testing.assert_allclose(got, wanted, rtol=0, atol=2e-5)
+
+
 def test_percentiles_disturb_nothing():
   """They are those of the features, and the training is what it was."""
 
