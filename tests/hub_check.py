@@ -37,6 +37,8 @@ pytestmark = [
   # KerasHub about masks that it does not use.
   pytest.mark.filterwarnings('ignore:Layer .* was passed an input with a mask'),
   pytest.mark.filterwarnings('ignore:.*fine-tune the model:UserWarning'),
+  # Of LLaMA's backbone, which has a weight for its head.
+  pytest.mark.filterwarnings('ignore:Gradients do not exist:UserWarning'),
 ]
 
 
