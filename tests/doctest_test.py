@@ -12,6 +12,7 @@ MODULES = [
   'tfgroupnorm.callbacks',
   'tfgroupnorm.convert',
   'tfgroupnorm.functional',
+  'tfgroupnorm.keras_norms',
   'tfgroupnorm.layers',
   'tfgroupnorm.models',
 ]
