@@ -79,7 +79,9 @@ class Filled(griffe.Extension):
     """The value in place of the name that a default has in `_checks`."""
     for parameter in function.parameters:
       if str(parameter.default).startswith('_checks.'):
-        parameter.default = str(pkg[str(parameter.default)].value)
+        value = str(pkg[str(parameter.default)].value)
+        # `_Default(32)` is 32 that nobody asked for.
+        parameter.default = re.sub(r'^_Default\((.*)\)$', r'\1', value)
 
   def _walk(self, module, filled) -> None:
     for name, member in module.members.items():
