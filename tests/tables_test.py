@@ -65,7 +65,7 @@ def test_cpu():
     assert shown[case] == wanted, case
 
 
-# Rows of README: a case on the CPU, if any, and blocks on an H100 from best to worst.
+# Rows of README: a case on the CPU, if any, and blocks on an H100, best first.
 README = {
   'GroupNorm, 16 images of 56x56x256': (
     'GN (16,56,56,256)',
