@@ -12,7 +12,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo small-batch group-division head-norm vgg-distributions fpn \
-  test test-jax test-oldest test-hub lint consumers bench budgets tpu-check clean
+  test test-jax test-oldest test-hub lint consumers bench budgets tpu-check \
+  docs docs-serve clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
@@ -71,12 +72,18 @@ tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that TPUs can run the laye
 budgets: .venv-bench/.bench ## Check the kernel's programs, and what XLA makes of them for GPU and TPU
 	.venv-bench/bin/python -m pytest -q benchmarks
 
+docs: .venv-docs/.docs ## Make the site of docs/, with the API reference, in site/
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+docs-serve: .venv-docs/.docs ## Show the site while its pages are edited, on port 8000
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
+
 clean: ## Remove all that was made, environments too
-	rm -rf .venv .venv-* .build dist *.egg-info .*_cache .hypothesis
+	rm -rf .venv .venv-* .build dist site *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip comes into a new environment last: who has it is complete.
-.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-hub/bin/pip .venv-jax/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
+.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-docs/bin/pip .venv-hub/bin/pip .venv-jax/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
 # ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
@@ -101,6 +108,13 @@ clean: ## Remove all that was made, environments too
 	.venv-jax/bin/python -m pip install -q --no-deps -e .
 	.venv-jax/bin/python -m pip install -q '$(JAX)' keras absl-py hypothesis \
 	  ipykernel matplotlib nbclient pytest pytest-xdist scikit-learn scipy
+	@touch $@
+
+# What the extra names, and not the package: it is read, and not imported, and
+# would bring TensorFlow.
+.venv-docs/.docs: setup.cfg | .venv-docs/bin/pip
+	sed -n '/^docs =$$/,/^[^ ]/s/^  //p' setup.cfg > .venv-docs/requirements.txt
+	.venv-docs/bin/python -m pip install -q -r .venv-docs/requirements.txt
 	@touch $@
 
 # TensorFlow for TPUs goes by another name: whoever asks for `tensorflow` gets

@@ -400,7 +400,7 @@ def test_fit_does_what_it_does_with_layers_of_keras(generation, role, how):
 
 @divided
 def test_table(generation, capsys):
-  """How far losses are from those on one device, for the README."""
+  """How far losses are from those on one device, for docs/devices.md."""
   (one,) = results('here')
   first, _ = results('worker')
   rows = []

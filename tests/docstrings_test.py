@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
+import pathlib
 import pydoc
 import re
 
 import pytest
 
 import cases
+import tfgroupnorm
 
 MODULES = [
   'tfgroupnorm',
@@ -66,9 +68,8 @@ def test_layers(module, kind):
   doc = inspect.getdoc(layer)
   is_whole(doc, ['Input shape', 'Output shape'])
   assert documented(doc, 'Args') == arguments(layer)
-  # By its second name Keras passes a mask on, and no user.
-  called = [name for name in arguments(layer.call) if name != 'inputs_mask']
-  assert ['self', *documented(doc, 'Call arguments')] == called
+  said = documented(doc, 'Call arguments')
+  assert ['self', *said] == arguments(layer.call)
 
 
 @pytest.mark.parametrize('module, kind', LAYERS)
@@ -122,6 +123,22 @@ def test_help_tells_whose_layer_it_is(module, kind):
   shown = pydoc.plain(pydoc.render_doc(layer))
   home = module.removesuffix('.layers')
   assert f'This is `{home}.{kind}`; Keras calls it `{kind}alization`' in shown
+
+
+def test_the_reference_has_each_public_name():
+  page = pathlib.Path(__file__).parent.parent / 'docs' / 'api.md'
+  shown = re.findall(r'^::: ([\w.]+)$', page.read_text(), re.MULTILINE)
+  (members,) = re.findall(r'members: \[(\w+, .*)\]', page.read_text())
+  functions = [f.__name__ for f in FUNCTIONS]
+  assert sorted(members.split(', ')) == sorted([*functions, 'moments'])
+  assert sorted(shown) == sorted(
+    [
+      *(f'tfgroupnorm.{name}' for name in tfgroupnorm.__all__),
+      'tfgroupnorm.callbacks.ActivationPercentiles',
+      'tfgroupnorm.functional',
+      'tfgroupnorm.tf_keras.custom_objects',
+    ]
+  )
 
 
 @pytest.mark.parametrize('name', MODULES)

@@ -122,7 +122,7 @@ def test_gradients_at_large_means(mean, std, jit_compile):
 
 
 def test_print_the_table(capsys):
-  """Ours beside others: for the README and for whoever doubts it."""
+  """Ours beside others: for docs/precision.md and whoever doubts it."""
   has_torch = importlib.util.find_spec('torch') is not None
   rows = ['mean, std       compiled    plain       keras       torch']
   for mean, std in TABLE:

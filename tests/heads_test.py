@@ -1,5 +1,8 @@
 """Each published way to normalize heads, against its own formula."""
 
+import pathlib
+import re
+
 import numpy as np
 import pytest
 
@@ -235,6 +238,22 @@ MODELS = {
     lambda: rms(SPLIT, 1e-6) * (1 + SHARED),
   ),
 }
+
+
+def test_the_page_has_these():
+  """In the table of docs/heads.md, in this order."""
+  page = pathlib.Path(__file__).parent.parent / 'docs' / 'heads.md'
+  rows = re.findall(
+    r'^\| .*? \| `(\w+)\((.*?)\)` \|', page.read_text(), re.MULTILINE
+  )
+  shown = [
+    (kind, eval(f'dict({re.sub("^H,", "num_heads=H,", options)})', {'H': H}))
+    for kind, options in rows
+  ]
+  # The page names the model; with a bias it is in the row of that without.
+  left_out = {'each head as a group of channels', 'StableLM-2, with bias'}
+  assert left_out < set(MODELS)
+  assert shown == [MODELS[name][:2] for name in MODELS if name not in left_out]
 
 
 @cases.both_kerases

@@ -1,0 +1,220 @@
+"""The numbers in tables of README and docs/ are those that were measured."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def results(name):
+  return json.loads((ROOT / 'benchmarks' / 'results' / name).read_text())
+
+
+def table(page, heading):
+  """The rows of the table whose first line begins so, by their first cell."""
+  lines = (ROOT / page).read_text().splitlines()
+  (start,) = [
+    i for i, line in enumerate(lines) if line.startswith(f'| {heading} |')
+  ]
+  rows = {}
+  for line in lines[start + 2 :]:
+    if not line.startswith('|'):
+      break
+    name, *cells = [cell.strip() for cell in line.strip('|').split('|')]
+    assert name not in rows
+    rows[name] = cells
+  assert len(rows) > 3
+  return rows
+
+
+def pair(*numbers, digits=1):
+  """Several in a cell; one that was not counted is a dash."""
+  return ' / '.join(
+    '-' if number is None else f'{number:.{digits}f}' for number in numbers
+  )
+
+
+def cpu_times():
+  """{case: {pass: {contender: its time by ours}}}."""
+  times = {}
+  for row in results('cpu.json')['ratios']:
+    passes = times.setdefault(row['case'], {'forward': {}, 'step': {}})
+    passes[row['pass']][row['contender']] = row['times_slower_than_auto']
+  return times
+
+
+def test_cpu():
+  others = ['keras', 'keras, compiled', 'tf-keras', 'torch', 'flax']
+  times = {
+    case.removesuffix(' float32'): passes
+    for case, passes in cpu_times().items()
+    if case.endswith('float32')
+  }
+  shown = table('docs/performance.md', 'norm alone')
+  assert shown.keys() == times.keys()
+  for case, passes in times.items():
+    wanted = [
+      pair(passes['forward'][other], passes['step'][other])
+      if other in passes['step']
+      else '-'
+      for other in others
+    ]
+    assert shown[case] == wanted, case
+
+
+# Rows of README: a case on the CPU, if any, and blocks on an H100, best first.
+README = {
+  'GroupNorm, 16 images of 56x56x256': (
+    'GN (16,56,56,256)',
+    [
+      'conv 1x1, GN, ReLU, conv 1x1 (16,56,56,256)',
+      'product, GN, ReLU, product (16,56,56,256)',
+    ],
+  ),
+  'GroupNorm, 2 images of 100x152x256': (
+    'GN (2,100,152,256)',
+    ['conv 3x3, GN, ReLU (2,100,152,256)'],
+  ),
+  'InstanceNorm, 8 images of 128x128x64': (
+    'IN (8,128,128,64)',
+    ['conv 3x3, IN per sample, ReLU (8,128,128,64)'],
+  ),
+  'LayerNorm in a Transformer, 768 wide': (
+    'LN (32,256,768)',
+    ['x + gelu(LN(x) a) b (32,512,768)'],
+  ),
+  'HeadNorm of 12 heads of 64': (
+    'Head (32,256,12x64)',
+    [
+      'attention of Head(q), Head(k) flat (8,512,768)',
+      'x + Head(x a) b (32,512,768)',
+    ],
+  ),
+  'RMS normalization in a Transformer, 4096 wide': (
+    None,
+    ['x + gelu(RMS(x) a) b (2,2048,4096)'],
+  ),
+}
+
+
+def test_readme():
+  shares = {
+    row['block']: row['share']
+    for row in results('xla_cost_blocks.json')
+    if (row['target'], row['pass']) == ('h100', 'step')
+  }
+  times = cpu_times()
+  shown = table('README.md', 'norm')
+  assert shown.keys() == README.keys()
+  for name, (case, blocks) in README.items():
+    wanted = ['not timed', '', '']
+    if case:
+      step = times[f'{case} float32']['step']
+      wanted = [f'{step[o]:.1f}' for o in ('keras', 'keras, compiled', 'torch')]
+    found = [f'{shares[f"{block} float32"]:.2f}' for block in blocks]
+    assert shown[name] == [*wanted, ' to '.join(found)]
+
+
+def counted(name, target, owners):
+  """{case: {pass: {what: its counts, an owner each}}}."""
+  found = {}
+  for row in results(name):
+    if row['target'] == target:
+      passes = found.setdefault(row['case'], {})
+      passes.setdefault(row['pass'], {})[row['owner']] = row
+
+  def counts(case, which, what):
+    owned = found[case][which]
+    return [owned[o][what] if o in owned else None for o in owners]
+
+  return counts
+
+
+# Of the first, Keras has no masks and is counted without.
+ALONE = [
+  (
+    'docs/performance.md',
+    'ours / `keras.layers`',
+    'xla_cost.json',
+    ['ours', 'keras'],
+  ),
+  (
+    'docs/jax.md',
+    'ours / `keras.layers` / flax',
+    'jax_cost.json',
+    ['ours', 'keras', 'flax'],
+  ),
+]
+
+
+@pytest.mark.parametrize('page, heading, name, owners', ALONE)
+def test_counts_of_a_norm_alone(page, heading, name, owners):
+  gpu = counted(name, 'h100', owners)
+  tpu = counted(name, 'v5e', owners)
+  for case, cells in table(page, heading).items():
+    wanted = [
+      pair(*gpu(case, 'forward', 'traffic')),
+      pair(*gpu(case, 'step', 'traffic')),
+      pair(*tpu(case, 'forward', 'kilocycles'), digits=0),
+      pair(*tpu(case, 'step', 'kilocycles'), digits=0),
+    ]
+    if name == 'xla_cost.json':
+      wanted.insert(0, pair(*gpu(case, 'forward', 'kernels'), digits=0))
+    assert cells == wanted, case
+
+
+def test_blocks():
+  blocks = {}
+  for row in results('xla_cost_blocks.json'):
+    blocks.setdefault(row['block'], {})[row['target'], row['pass']] = row
+
+  def share(row):
+    return f'{row["share"]:.2f}' if row and row['share'] is not None else ''
+
+  def costs(row, what, digits):
+    if not row:
+      return ''
+    owners = ('nothing', 'keras', 'ours')
+    return pair(*(row[o][what] for o in owners), digits=digits)
+
+  shown = table('docs/performance.md', 'block, twice')
+  assert shown.keys() == blocks.keys()
+  for block, rows in blocks.items():
+    h100, v5e = rows['h100', 'step'], rows.get(('v5e', 'step'))
+    assert shown[block] == [
+      share(rows['h100', 'forward']),
+      costs(h100, 'traffic', 1),
+      share(h100),
+      share(rows.get(('v5e', 'forward'))),
+      costs(v5e, 'kilocycles', 0),
+      share(v5e),
+    ], block
+
+
+def test_memory():
+  found = results('memory.json')
+  rows = {
+    row['case']: [f'{row[owner]:.1f}' for owner in ('ours', 'keras')]
+    for row in found['kept']
+  }
+  for row in found['peak']:
+    name = f'peak of {row["layers"]} convolutions with GN and SiLU, '
+    rows[name + row['step']] = [f'{row[o]:.0f}' for o in ('ours', 'keras')]
+  assert table('docs/performance.md', 'kept, in T') == rows
+
+
+def test_first_calls():
+  rows = {
+    row['case'].replace(' float32', ''): [
+      f'{row["first_call_to_keras"]:.1f}',
+      f'{row["later_call_to_keras"]:.2f}',
+      f'{row["pays_off_after_calls"]} calls',
+    ]
+    for row in results('first_call.json')
+    if re.search('graph|eager', row['case']) and 'pays_off_after_calls' in row
+  }
+  heading = "forward and backward, ours to Keras'"
+  assert table('docs/compilation.md', heading) == rows
