@@ -134,6 +134,8 @@ class Compiler:
   def __init__(self, target: str):
     os.environ['JAX_PLATFORMS'] = 'cpu'
     os.environ['TPU_SKIP_MDS_QUERY'] = '1'
+    # In several processes at once: there is no TPU to quarrel about.
+    os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = 'true'
     from jax.experimental import topologies
 
     if platform(target) == 'TPU':
