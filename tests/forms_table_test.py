@@ -27,8 +27,11 @@ GROUPS = {
 def order_of(groups, platform, dtype='float32'):
   spec, shape = GROUPS[groups]
   spec = Spec(epsilon=1e-3, platform=platform, **spec)
-  x = frameworks.symbolic(shape, dtype)
-  order = type(forms.choose(spec, x).order)
+
+  def chosen(x):
+    return forms.choose(spec, x).order
+
+  order = type(frameworks.of_symbolic(chosen, shape, dtype))
   module = order.__module__.rpartition('.')[-1]
   general = module in ('formula', 'orders')
   return order.__name__ if general else f'{module}.{order.__name__}'

@@ -65,9 +65,9 @@ class _OnTensorFlow:
     signature = None if shape is None else [tf.TensorSpec(shape)]
     return tf.function(f, input_signature=signature, autograph=False)
 
-  def symbolic(self, shape: Sequence, dtype: str) -> Any:
+  def of_symbolic(self, f: Callable, shape: Sequence, dtype: str) -> Any:
     with self._tf.Graph().as_default():
-      return self._tf.compat.v1.placeholder(dtype, shape)
+      return f(self._tf.compat.v1.placeholder(dtype, shape))
 
 
 class _OnJAX:
@@ -95,12 +95,12 @@ class _OnJAX:
   def traced(self, f: Callable, shape: Any = None) -> Callable:
     return self._jax.jit(f)
 
-  def symbolic(self, shape: Sequence, dtype: str) -> Any:
+  def of_symbolic(self, f: Callable, shape: Sequence, dtype: str) -> Any:
     sizes = ','.join(
       f'n{i}' if n is None else str(n) for i, n in enumerate(shape)
     )
     shape = self._jax.export.symbolic_shape(sizes)
-    return self._jax.ShapeDtypeStruct(shape, numpy_dtype(dtype))
+    return f(self._jax.ShapeDtypeStruct(shape, numpy_dtype(dtype)))
 
 
 _here = _OnJAX() if NAME == 'jax' else _OnTensorFlow()
@@ -115,8 +115,8 @@ second_order = _here.second_order
 # (f, shape=None): as a graph has it; on TensorFlow for an argument of a shape
 # with unknown sizes. JAX traces for each size.
 traced = _here.traced
-# (shape, dtype): what has no values yet; `None` in it is not known.
-symbolic = _here.symbolic
+# (f, shape, dtype): f of what has no values yet; `None` in it is not known.
+of_symbolic = _here.of_symbolic
 
 
 def dispatch() -> Any:
