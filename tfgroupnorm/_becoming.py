@@ -8,7 +8,8 @@ find all of these, some in private lists of Keras.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tfgroupnorm import models
@@ -74,9 +75,24 @@ def become(
   for name, value in vars(new).items():
     if name in _OF_THE_CLASS or name.startswith(_OF_ITS_CALL):
       layer.__dict__[name] = value
-  for name, value in own.items():
-    setattr(layer, name, variables.get(id(value), value))
+  with _unlocked(layer):
+    for name, value in own.items():
+      setattr(layer, name, variables.get(id(value), value))
   return undo
+
+
+@contextlib.contextmanager
+def _unlocked(layer: Layer) -> Iterator[None]:
+  """The oldest Keras 3 refuses variables of a built layer, its own too."""
+  tracker: Any = getattr(layer, '_tracker', None)
+  if not getattr(tracker, 'locked', False):
+    yield
+    return
+  tracker.locked = False
+  try:
+    yield
+  finally:
+    tracker.locked = True
 
 
 def _assign(layer: Layer, new: Layer) -> list[tuple[Any, Any]]:
@@ -101,11 +117,13 @@ def _forget(layer: Layer, name: str, value: Any) -> None:
 
 
 def _drop(layer: Layer, name: str) -> None:
-  if not hasattr(layer, '_untrack_variable'):
+  if not hasattr(layer, '_tracker'):
     delattr(layer, name)
     return
-  # Keras 3. By `del` all garbage would be collected, for each variable.
-  layer._untrack_variable(getattr(layer, name))
+  # Keras 3. By `del` all garbage would be collected, for each variable; the
+  # oldest does not untrack one then.
+  untrack = getattr(layer, '_untrack_variable', layer._tracker.untrack)
+  untrack(getattr(layer, name))
   if hasattr(layer, '_delete_tracking'):  # On TensorFlow.
     layer._delete_tracking(name)
   del layer.__dict__[name]

@@ -254,8 +254,18 @@ def _cannot_copy(layer: Layer, problem: str) -> ValueError:
   )
 
 
+def _shape_by_spec(layer: Layer) -> dict[str, Any]:
+  """What the oldest Keras 2 does not note of a layer built by `build`."""
+  spec: Any = getattr(layer, 'input_spec', None)
+  rank = getattr(spec, 'ndim', None) or getattr(spec, 'min_ndim', None)
+  if not (layer.built and rank):
+    return {}
+  axes = {axis % rank: size for axis, size in (spec.axes or {}).items()}
+  return {'input_shape': tuple(axes.get(i) for i in range(rank))}
+
+
 def _build_like(layer: Layer, new: Layer) -> None:
-  config = layer.get_build_config()
+  config = layer.get_build_config() or _shape_by_spec(layer)
   if not config:
     return
   with warnings.catch_warnings(record=True):

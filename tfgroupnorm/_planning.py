@@ -143,7 +143,8 @@ class Norm:
 
   def _of_keras(self, keras: Keras) -> Layer:
     config = self.layer.get_config()
-    if config.get('rms_scaling'):
+    # Some versions do not have it in the configuration.
+    if config.get('rms_scaling') or getattr(self.layer, 'rms_scaling', False):
       # x / sqrt(var(x) + epsilon): neither a LayerNorm nor an RMS norm.
       self.leave('rms_scaling divides by the deviation, and leaves the mean')
       return None
