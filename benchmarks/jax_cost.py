@@ -11,8 +11,6 @@ TensorFlow has not.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -79,14 +77,13 @@ def main(_):
   for case, target, name, owner, cost in costs(
     xla_cost.chosen(), xla_cost.TARGETS.value, folder
   ):
-    counts = dataclasses.asdict(cost).items()
     results.append(
       {
         'case': case.name,
         'target': target,
         'pass': name,
         'owner': owner,
-        **{k: v and round(v, 3) for k, v in counts},
+        **xla_cost.rounded(cost),
       }
     )
     cycles = '' if cost.kilocycles is None else f'{cost.kilocycles:.1f}'
@@ -96,8 +93,7 @@ def main(_):
       flush=True,
     )
   if xla_cost.WRITE.value:
-    path = xla_cost.HERE / 'results' / 'jax_cost.json'
-    path.write_text(json.dumps(results, indent=1) + '\n')
+    xla_cost.write('jax_cost.json', results)
 
 
 if __name__ == '__main__':

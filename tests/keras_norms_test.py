@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import cases
 import tfgroupnorm
-from tfgroupnorm import _layer, kernel, models
+from tfgroupnorm import _becoming, _layer, kernel, models
 
 IMAGE = (8, 8, 3)
 X = np.random.default_rng(0).normal(1, 2, (4, *IMAGE)).astype('float32')
@@ -364,6 +364,28 @@ def test_rms_scaling():
 
 
 @cases.both_kerases
+def test_a_change_that_fails_midway_is_undone(generation, monkeypatch):
+  keras = importlib.import_module(generation)
+  model = functional(keras)
+  scrambled(model)
+  x = data(functional)
+  before, kinds = model(x), [type(layer) for layer in model.layers]
+  done = []
+
+  def forget(layer, name, value):
+    done.append(layer)
+    if len({id(each) for each in done}) == 3:  # Two norms have become ours.
+      raise RuntimeError('as some other Keras might')
+    whole(layer, name, value)
+
+  whole = _becoming._forget
+  monkeypatch.setattr(_becoming, '_forget', forget)
+  fails(ValueError, 'as some other Keras might', 'It is as it was', model=model)
+  assert [type(layer) for layer in model.layers] == kinds
+  np.testing.assert_array_equal(model(x), before)
+
+
+@cases.both_kerases
 def test_other_classes_are_left(generation):
   keras = importlib.import_module(generation)
 
@@ -549,6 +571,7 @@ def test_a_class_of_the_users_own(generation):
   kind = one_more(keras)
   norm = kind(name='mine')
   model = keras.Sequential([keras.Input((5, 8)), norm, keras.layers.Dense(2)])
+  norm.set_weights([np.linspace(-0.2, 0, 8)])
   x = X[:, :5, :, 0]
   before = outputs_and_gradients(model, x)
   weights = norm.get_weights()

@@ -147,6 +147,20 @@ def test_no_more_than_so_many_are_counted(monkeypatch):
     sizes._counter.cache_clear()
 
 
+def test_what_was_compiled_leaves_its_place(monkeypatch, soon):
+  """To a size that shares it, which has to come often by itself."""
+  monkeypatch.setattr(sizes, '_PLACES', 1)
+  sizes._counter.cache_clear()
+  try:
+    function = unknown_batch(functional.layer_norm, (30,))
+    before = number_compiled()
+    for n, compiled in [(2, 0), (2, 0), (2, 1), (3, 1), (3, 1), (3, 2)]:
+      function(zeros(n, (30,)))
+      assert number_compiled() == before + compiled
+  finally:
+    sizes._counter.cache_clear()
+
+
 @cases.all_cases
 def test_values_and_gradients_either_way(case, soon):
   """As float64 has them, when a size is new and when it came often."""

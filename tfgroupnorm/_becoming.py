@@ -46,7 +46,7 @@ def become(
     dropped: Attributes with variables that it shall not have any more.
 
   Returns:
-    A function that undoes it, if nothing was dropped.
+    A function that undoes it, but for what was dropped.
 
   Raises:
     TypeError: If Python does not let the class change.
@@ -56,7 +56,6 @@ def become(
   kind, attributes = type(layer), dict(vars(layer))
   variables = dict(zip(map(id, new.weights), layer.weights, strict=True))
   assigned = _assign(layer, new)
-  object.__setattr__(layer, '__class__', type(new))
 
   def undo():
     object.__setattr__(layer, '__class__', kind)
@@ -65,6 +64,17 @@ def become(
     for variable, value in assigned:
       variable.assign(value)
 
+  try:
+    _take_over(layer, new, variables)
+  except BaseException:
+    undo()
+    raise
+  return undo
+
+
+def _take_over(layer: Layer, new: Layer, variables: dict[int, Any]) -> None:
+  """Makes `layer` what `new` is; `variables` has its own for those of `new`."""
+  object.__setattr__(layer, '__class__', type(new))
   known = models.bookkeeping(models.keras_of(new))
   own = {name: x for name, x in vars(new).items() if name not in known}
   for name, value in list(vars(layer).items()):
@@ -78,7 +88,6 @@ def become(
   with _unlocked(layer):
     for name, value in own.items():
       setattr(layer, name, variables.get(id(value), value))
-  return undo
 
 
 @contextlib.contextmanager

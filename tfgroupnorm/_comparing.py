@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tfgroupnorm import _checks, _tensors, models
+from tfgroupnorm import _checks, models
+from tfgroupnorm._tensors import ops
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.models import Layer
 
@@ -66,43 +67,37 @@ def made_up(shape: Sequence[int | None], dtype: Any, unknown: int = 8) -> Any:
     x = rng.normal(0.5, 2, sizes)
     if len(sizes) > 2:
       x[-1, -1] = 0  # Where `Masking` masks.
-    return _tensors.cast(_tensors.convert(x), dtype)
+    return ops.cast(ops.convert(x), dtype)
   bits = rng.uniform(size=sizes) < 0.75
   if len(sizes) > 1:
     bits[:, 0], bits[-1, -1] = True, False
-  return _tensors.cast(_tensors.convert(bits), dtype)
+  return ops.cast(ops.convert(bits), dtype)
 
 
 def batches(model: Layer) -> Iterator[Any]:
   """Batches that the model may take; which of them fit, one must try."""
   inputs = models.inputs_of(model)
   if inputs is not None:
-    known = {tuple(x.shape[1:]) for x in _tensors.flatten(inputs)}
+    known = {tuple(x.shape[1:]) for x in ops.flatten(inputs)}
     sizes = _SIZES if any(None in shape for shape in known) else _SIZES[:1]
     for unknown in sizes:
-      yield _tensors.map_structure(
+      yield ops.map_structure(
         lambda x, n=unknown: made_up(tuple(x.shape), x.dtype, n), inputs
       )
     return
-  shapes = shapes_of(model)
+  shapes = models.shape_of_build(model)
   if shapes is not None:
     yield _from_shapes(shapes)
 
 
 def _from_shapes(shapes: Any) -> Any:
-  if isinstance(shapes, _tensors.Shape):
+  if isinstance(shapes, ops.Shape):
     shapes = tuple(shapes)
   if isinstance(shapes, dict):
     return {name: _from_shapes(shape) for name, shape in shapes.items()}
   if all(n is None or isinstance(n, int) for n in shapes):
     return made_up(shapes, 'float32')
   return [_from_shapes(shape) for shape in shapes]
-
-
-def shapes_of(layer: Layer) -> Any:
-  """The shape, or shapes, that a layer was built for; `None`: not known."""
-  config = layer.get_build_config() or {}
-  return config.get('input_shape')
 
 
 def refused(error: Exception) -> str:
@@ -124,9 +119,9 @@ class Results:
 
 def results(layer: Layer, inputs: Any, weights: Sequence[Any]) -> Results:
   """Outputs, and gradients by floating inputs and by `weights`."""
-  flat = [_tensors.convert(x) for x in _tensors.flatten(inputs)]
+  flat = [ops.convert(x) for x in ops.flatten(inputs)]
   by = [i for i, x in enumerate(flat) if _checks.is_floating(x)]
-  outputs = _outputs(layer, _tensors.packed(inputs, flat))
+  outputs = _outputs(layer, ops.packed(inputs, flat))
   # Of what is traced for a gradient, not every framework tells the masks.
   masks = [getattr(y, '_keras_mask', None) for y in outputs]
 
@@ -134,10 +129,10 @@ def results(layer: Layer, inputs: Any, weights: Sequence[Any]) -> Results:
     given = list(flat)
     for i, x in zip(by, moved, strict=True):
       given[i] = x
-    found = _outputs(layer, _tensors.packed(inputs, given))
+    found = _outputs(layer, ops.packed(inputs, given))
     return sum(map(_weighted_sum, map(_valid, found, masks)))
 
-  gradients = _tensors.gradients(total, [flat[i] for i in by], weights)
+  gradients = ops.gradients(total, [flat[i] for i in by], weights)
   return Results(
     [_as_array(y) for y in map(_valid, outputs, masks)],
     [_as_array(g) for g in gradients],
@@ -148,10 +143,8 @@ def _outputs(layer: Layer, inputs: Any) -> list[Any]:
   """Floating ones."""
   parameters = inspect.signature(layer.call).parameters
   options = {'training': False} if 'training' in parameters else {}
-  outputs = _tensors.flatten(layer(inputs, **options))
-  return [
-    y for y in outputs if _tensors.is_tensor(y) and _checks.is_floating(y)
-  ]
+  outputs = ops.flatten(layer(inputs, **options))
+  return [y for y in outputs if ops.is_tensor(y) and _checks.is_floating(y)]
 
 
 def _valid(y: Any, mask: Any) -> Any:
@@ -172,7 +165,7 @@ def _weighted_sum(y: Any) -> Any:
 
 
 def _as_array(x: Any) -> np.ndarray:
-  x = np.asarray(_tensors.convert(x))
+  x = np.asarray(ops.convert(x))
   return x.astype('float32') if x.itemsize < 4 else x
 
 

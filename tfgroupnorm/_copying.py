@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from tfgroupnorm import _tensors, models
+from tfgroupnorm import models
+from tfgroupnorm._tensors import ops
 from tfgroupnorm.models import Keras, Layer
 
 
@@ -141,7 +142,7 @@ class _Copier:
 
     return self._keras.models.clone_model(
       plain,
-      input_tensors=_tensors.map_structure(new_input, model.input),
+      input_tensors=ops.map_structure(new_input, model.input),
       clone_function=self.copy,
     )
 
@@ -254,20 +255,13 @@ def _cannot_copy(layer: Layer, problem: str) -> ValueError:
   )
 
 
-def _shape_by_spec(layer: Layer) -> dict[str, Any]:
-  """What the oldest Keras 2 does not note of a layer built by `build`."""
-  spec: Any = getattr(layer, 'input_spec', None)
-  rank = getattr(spec, 'ndim', None) or getattr(spec, 'min_ndim', None)
-  if not (layer.built and rank):
-    return {}
-  axes = {axis % rank: size for axis, size in (spec.axes or {}).items()}
-  return {'input_shape': tuple(axes.get(i) for i in range(rank))}
-
-
 def _build_like(layer: Layer, new: Layer) -> None:
-  config = layer.get_build_config() or _shape_by_spec(layer)
+  config = layer.get_build_config()
   if not config:
-    return
+    shape = models.shape_of_build(layer)
+    if shape is None:
+      return
+    config = {'input_shape': shape}
   with warnings.catch_warnings(record=True):
     warnings.simplefilter('always')  # Judged by the weights, see _copy_state.
     new.build_from_config(config)

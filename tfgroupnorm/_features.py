@@ -17,8 +17,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfgroupnorm import _checks, _layer, _reading, _tensors, models
-from tfgroupnorm._tensors import Tensor
+from tfgroupnorm import _checks, _layer, models
+from tfgroupnorm._reading import reading
+from tfgroupnorm._tensors import ops
 
 # Keras' own normalization layers, of either generation.
 _KERAS_NORMS = (
@@ -123,7 +124,7 @@ def _choose(layers: Any, model: Any) -> dict[str, Any]:
 
 def check_data(data: Any) -> Any:
   """`data` with tensors for arrays."""
-  if data is None or isinstance(data, (str, _reading.DATASET)):
+  if data is None or isinstance(data, (str, reading.DATASET)):
     raise TypeError(
       '`data` must be one batch of inputs of the model: an array or a tensor, '
       f'or a list or dict of these. Received: {type(data).__name__}. Of a '
@@ -139,9 +140,9 @@ def check_data(data: Any) -> Any:
       )
     if isinstance(x, np.ndarray) and x.dtype.kind == 'f':
       x = x.astype(keras.backend.floatx())  # As `fit` does.
-    return _tensors.convert(x)
+    return ops.convert(x)
 
-  return _tensors.map_structure(convert, data)
+  return ops.map_structure(convert, data)
 
 
 def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
@@ -176,7 +177,7 @@ def _check_fits(data: Any, model: Any) -> None:
     return
   if isinstance(data, dict):
     data = _by_name(data, model)
-  given = _tensors.flatten(data)
+  given = ops.flatten(data)
   shapes = [tuple(x.shape) for x in given]
   expected = [tuple(x.shape) for x in wanted]
   if len(given) != len(wanted) or not all(
@@ -194,7 +195,7 @@ def _check_fits(data: Any, model: Any) -> None:
 
 def reader(
   model: Any, data: Any, layers: Any, sample_size: int
-) -> Callable[[], dict[str, Tensor]]:
+) -> Callable[[], dict[str, ops.Tensor]]:
   """Makes what reads the features, and has run it once.
 
   Args:
@@ -217,24 +218,24 @@ def reader(
         _raise_uncallable(error)
     return _sampled(found, _is_rule(layers), sample_size)
 
-  run = _reading.runner(model, features)
+  run = reading.runner(model, features)
   run()
   return run
 
 
-@_tensors.not_converted
+@ops.not_converted
 @contextlib.contextmanager
 def watched(
   layers: dict[str, Any],
-) -> Iterator[dict[str, list[Tensor]]]:
+) -> Iterator[dict[str, list[ops.Tensor]]]:
   """Within it, all that the layers return is collected in the dict."""
-  found: dict[str, list[Tensor]] = {name: [] for name in layers}
+  found: dict[str, list[ops.Tensor]] = {name: [] for name in layers}
 
   def watch(name, call):
     @functools.wraps(call)
     def watched(*args, **kwargs):
       outputs = call(*args, **kwargs)
-      found[name] += _tensors.flatten(outputs)
+      found[name] += ops.flatten(outputs)
       return outputs
 
     return watched
@@ -253,7 +254,7 @@ def watched(
         vars(layer)['call'] = before[name]['call']
 
 
-@_tensors.not_converted
+@ops.not_converted
 def _raise_uncallable(error: Exception) -> None:
   raise ValueError(
     'The model must be callable on `data` with training=False. Received: '
@@ -261,20 +262,20 @@ def _raise_uncallable(error: Exception) -> None:
   ) from error
 
 
-@_tensors.not_converted
+@ops.not_converted
 def _sampled(
-  found: dict[str, list[Tensor]], by_rule: bool, size: int
-) -> dict[str, Tensor]:
+  found: dict[str, list[ops.Tensor]], by_rule: bool, size: int
+) -> dict[str, ops.Tensor]:
   if by_rule:
     # All that the model calls.
     found = {name: outputs for name, outputs in found.items() if outputs}
   _check_collected(found)
   return {
-    name: _reading.sample(outputs, size) for name, outputs in found.items()
+    name: reading.sample(outputs, size) for name, outputs in found.items()
   }
 
 
-def _check_collected(found: dict[str, list[Tensor]]) -> None:
+def _check_collected(found: dict[str, list[ops.Tensor]]) -> None:
   """Raises where a layer returned nothing, or nothing that can be read."""
   for name, outputs in found.items():
     if not outputs:
@@ -284,5 +285,5 @@ def _check_collected(found: dict[str, list[Tensor]]) -> None:
         'also with training=False.'
       )
     for tensor in outputs:
-      _reading.check_outside(name, tensor)
+      reading.check_outside(name, tensor)
       _checks.check_real(tensor)

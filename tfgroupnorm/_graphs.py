@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfgroupnorm import _tensors, models
+from tfgroupnorm import models
+from tfgroupnorm._tensors import ops
 from tfgroupnorm.models import Layer
 
 
@@ -33,12 +34,12 @@ def _followers(graph: Layer) -> dict[int, Layer]:
     for node in _calls(operation):
       for tensor in _inputs(node):
         readers.setdefault(id(tensor), []).append(operation)
-  ends = {id(tensor) for tensor in _tensors.flatten(graph.outputs)}
+  ends = {id(tensor) for tensor in ops.flatten(graph.outputs)}
   found = {}
   for layer in graph.layers:
     if len(_calls(layer)) != 1:
       continue
-    results = _tensors.flatten(layer.output)
+    results = ops.flatten(layer.output)
     read_by = readers.get(id(results[0]), [])
     if (
       len(results) == len(read_by) == 1
@@ -60,4 +61,4 @@ def _calls(operation: Any) -> list[Any]:
 def _inputs(call: Any) -> list[Any]:
   """The symbolic tensors that a call was given, wherever."""
   tensors = getattr(call, 'keras_inputs', None)
-  return _tensors.flatten(call.input_tensors if tensors is None else tensors)
+  return ops.flatten(call.input_tensors if tensors is None else tensors)

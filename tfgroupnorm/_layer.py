@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from tfgroupnorm import _checks, _docs, _layouts, _tensors, functional
+from tfgroupnorm import _checks, _docs, _layouts, functional
+from tfgroupnorm._tensors import ops
 
 # Where a user of each generation finds these layers.
 HOMES = {'keras': 'tfgroupnorm', 'tf_keras': 'tfgroupnorm.tf_keras'}
@@ -74,7 +75,7 @@ class Norm(_AnyLayer):
   # The generation: the module `keras` or `tf_keras`.
   _keras: Any = None
   # What this is the layer of: a function of `functional`, and its layout.
-  _function: Callable[..., _tensors.Tensor]
+  _function: Callable[..., ops.Tensor]
   _layout_of: Callable[..., _layouts.Layout]
   # Those of its own arguments that are options, and the one activation.
   _flags: tuple[str, ...] = ()
@@ -120,7 +121,7 @@ class Norm(_AnyLayer):
     self.supports_masking = True
     self.gamma = self.beta = None
     # A shape, not a tuple: Keras 2 would track that, and write it to files.
-    self._built_on: _tensors.Shape | None = None
+    self._built_on: ops.Shape | None = None
 
   def __repr__(self):
     # Keras would give the name of its own layer, and no options.
@@ -159,12 +160,12 @@ class Norm(_AnyLayer):
 
   def _layout(self, shape) -> _layouts.Layout:
     """Where this layer finds its groups and parameters in `shape`."""
-    shape = _tensors.as_shape(self._completed(shape))
+    shape = ops.as_shape(self._completed(shape))
     return self._layout_of(shape, **self._where())
 
-  def _completed(self, shape) -> _tensors.Shape:
+  def _completed(self, shape) -> ops.Shape:
     """`shape` with the sizes that `build` saw, where they must be known."""
-    shape = _tensors.Shape(shape)
+    shape = ops.Shape(shape)
     if self._built_on is None:
       return shape
     sizes: list[int | None]
@@ -175,9 +176,9 @@ class Norm(_AnyLayer):
     for axis in self._sized_axes():
       if -len(sizes) <= axis < len(sizes) and sizes[axis] is None:
         sizes[axis] = self._built_on[axis]
-    return _tensors.Shape(sizes)
+    return ops.Shape(sizes)
 
-  def _of_known_size(self, inputs: _tensors.Tensor) -> _tensors.Tensor:
+  def _of_known_size(self, inputs: ops.Tensor) -> ops.Tensor:
     """`inputs` as of the sizes that `build` saw.
 
     A generator's batches have none, and `Input` had told them. What turns out
@@ -187,7 +188,7 @@ class Norm(_AnyLayer):
     if shape.rank is None or shape == inputs.shape:
       known = inputs
     else:
-      known = _tensors.of_shape(inputs, shape)
+      known = ops.of_shape(inputs, shape)
     if self._owns_gamma or self._owns_beta:
       _checks.check_sizes_of_build(
         tuple(shape),
@@ -253,9 +254,9 @@ class Norm(_AnyLayer):
           f'Received: a symbolic tensor of {wanted}. Use `from '
           f'{HOMES[wanted]} import {type(self).__qualname__}` in that model.'
         )
-    if isinstance(inputs, _tensors.SPARSE):
-      _tensors.as_tensor(inputs, 'x')  # Which it refuses, as Keras may not.
-    if isinstance(inputs, _tensors.RAGGED) and inputs.shape.rank is not None:
+    if isinstance(inputs, ops.SPARSE):
+      ops.as_tensor(inputs, 'x')  # Which it refuses, as Keras may not.
+    if isinstance(inputs, ops.RAGGED) and inputs.shape.rank is not None:
       _checks.check_axes_not_ragged(
         self._axes_of_groups(inputs.shape.rank),
         inputs.ragged_rank,
@@ -264,11 +265,11 @@ class Norm(_AnyLayer):
       )
     if isinstance(inputs, np.ndarray):
       # The first Keras 3 versions cast arrays even where autocast is off.
-      inputs = _tensors.convert(inputs)
+      inputs = ops.convert(inputs)
     args = tuple(_mask_as_tensor(a) for a in args[:1]) + args[1:]
     if 'mask' in kwargs:
       kwargs['mask'] = _mask_as_tensor(kwargs['mask'])
-    if _tensors.is_tensor(inputs):
+    if ops.is_tensor(inputs):
       _checks.check_real(inputs)  # Before Keras has something to say of it.
     return super().__call__(inputs, *args, **kwargs)
 
@@ -281,7 +282,7 @@ class Norm(_AnyLayer):
     names = [
       name
       for name, given in kwargs.items()
-      if _tensors.is_tensor(given) and _checks.is_floating(given)
+      if ops.is_tensor(given) and _checks.is_floating(given)
     ]
 
     def by_position(*tensors):
@@ -316,9 +317,9 @@ class Norm(_AnyLayer):
     if mask is None:
       # Keras 2 does not pass it on there.
       mask = getattr(inputs, '_keras_mask', None)
-    if isinstance(inputs, _tensors.RAGGED):
+    if isinstance(inputs, ops.RAGGED):
       return self._normalized_rows(inputs, mask, gamma, beta, **more)
-    inputs = self._of_known_size(_tensors.as_tensor(inputs, 'x'))
+    inputs = self._of_known_size(ops.as_tensor(inputs, 'x'))
     if mask is not None:
       layout = self._layout(inputs.shape)
       mask = functional.mask_of_positions(mask, layout, tuple(inputs.shape))
@@ -332,10 +333,10 @@ class Norm(_AnyLayer):
     return outputs
 
   def _call_function(self, x, mask, gamma, beta, **options):
-    compute_dtype = _tensors.as_dtype(self.compute_dtype)
+    compute_dtype = ops.as_dtype(self.compute_dtype)
     activation = self._fusable(getattr(self, self._activated))
     outputs = self._function(
-      _tensors.widened(x, compute_dtype),
+      ops.widened(x, compute_dtype),
       self._parameter('gamma', gamma, self._owns_gamma),
       self._parameter('beta', beta, self._owns_beta),
       epsilon=self.epsilon,
@@ -344,7 +345,7 @@ class Norm(_AnyLayer):
       **{self._activated: activation},
       **options,
     )
-    return _tensors.cast(outputs, compute_dtype)
+    return ops.cast(outputs, compute_dtype)
 
   def _normalized_rows(self, inputs, mask, gamma, beta, gate=None):
     """`_normalized` of a ragged tensor, whose groups lie in its flat values."""
@@ -359,16 +360,16 @@ class Norm(_AnyLayer):
       options[name] = _from_the_end(options[name], rank)
 
     def of_values(values, gate=None):
-      values = _tensors.of_shape(values, [None, *shape[ragged + 1 :]])
+      values = ops.of_shape(values, [None, *shape[ragged + 1 :]])
       more = {} if gate is None else {'gate': gate}
       return self._call_function(values, None, None, None, **options, **more)
 
     tensors = [inputs]
     if gate is not None:
-      _checks.check_ragged_gate(isinstance(gate, _tensors.RAGGED), gate)
+      _checks.check_ragged_gate(isinstance(gate, ops.RAGGED), gate)
       tensors.append(gate)
     # It sees to it that both have the same rows.
-    return _tensors.map_flat_values(of_values, *tensors)
+    return ops.map_flat_values(of_values, *tensors)
 
   def _axes_of_groups(self, rank: int) -> tuple[int, ...] | None:
     """Axes on which a group or its parameters lie; `None`: on all positions."""
@@ -386,11 +387,11 @@ class Norm(_AnyLayer):
       )
     weight = getattr(self, name)
     # A tensor, because a Keras 3 variable cannot be passed to a tf.function.
-    value = _tensors.value_of(weight)
-    stored = _tensors.as_dtype(self.variable_dtype)
+    value = ops.value_of(weight)
+    stored = ops.as_dtype(self.variable_dtype)
     if value.dtype != stored and hasattr(weight, '_value'):
       # The first Keras 3 versions cast weights even where autocast is off.
-      value = _tensors.convert(weight._value)
+      value = ops.convert(weight._value)
     return value
 
   def compute_output_shape(self, input_shape):
@@ -452,7 +453,7 @@ class Norm(_AnyLayer):
 
 def _mask_as_tensor(mask):
   """An array of bools is one of floats to the first Keras 3 versions."""
-  return _tensors.convert(mask) if isinstance(mask, np.ndarray) else mask
+  return ops.convert(mask) if isinstance(mask, np.ndarray) else mask
 
 
 def _from_the_end(axis: Any, rank: int) -> Any:

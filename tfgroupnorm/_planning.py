@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tfgroupnorm import _becoming, _comparing, _layer, _tensors, models
+from tfgroupnorm import _becoming, _comparing, _layer, models
+from tfgroupnorm._tensors import ops
 from tfgroupnorm.models import Keras, Layer
 
 # Keras' classes, and which of ours they become.
@@ -127,9 +128,7 @@ class Norm:
       return None if changed or config['max_value'] is not None else 'relu'
     if type(follower) is not keras.layers.Activation:
       return None
-    name, after = _tensors.split_activation(
-      self.new._fusable(follower.activation)
-    )
+    name, after = ops.split_activation(self.new._fusable(follower.activation))
     return name if after is None else None
 
   def become(self) -> None:
@@ -201,9 +200,9 @@ class Norm:
     return new
 
   def _input_shape(self) -> tuple[int | None, ...]:
-    shape = _comparing.shapes_of(self.layer)
+    shape = models.shape_of_build(self.layer)
     if shape is None:
-      # The oldest Keras 2 does not note it. Its axes are counted from 0.
+      # Of LayerNormalization the oldest Keras 2 has the axes, from 0 on.
       axes = np.ravel(getattr(self.layer, 'axis', -1))
       sizes = self.layer.weights[0].shape if self.layer.weights else ()
       rank = 2 if np.min(axes) < 0 else int(np.max(axes)) + 1

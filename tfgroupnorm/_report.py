@@ -30,8 +30,8 @@ def print_table(
 
   Args:
     title: The line above.
-    headers: Of columns: the those in parentheses are of numbers,
-      which stand at the right.
+    headers: Of the columns. One in parentheses is of numbers, which stand at
+      the right.
     rows: The cells of each.
     below: Lines that follow.
     print_fn: A function of the text, or `None`.

@@ -14,7 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfgroupnorm import _checks, _features, _figures, _reading
+from tfgroupnorm import _checks, _features, _figures
+from tfgroupnorm._reading import reading
 
 # Records, however cheap, come at least this part of the steps so far apart, so
 # that their number grows with the logarithm of the steps.
@@ -162,7 +163,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self.max_share = float(max_share)
     self.log_dir = None if log_dir is None else os.fspath(log_dir)
     if self.log_dir is not None:
-      _reading.Writers.check(self.log_dir)
+      reading.Writers.check(self.log_dir)
     self.sample_size = _checks.check_int('sample_size', sample_size)
     if self.sample_size < 1:
       raise ValueError(
@@ -171,7 +172,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
       )
     self._followed: Any = None  # The model.
     self._read: Callable[[], dict[str, Any]] | None = None
-    self._writers: _reading.Writers | None = None
+    self._writers: reading.Writers | None = None
     self._steps: list[int] = []
     self._records: dict[str, list[np.ndarray]] = {}
     self._step = 0
@@ -336,12 +337,12 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   def _record(self) -> None:
     # So that what the training still has to do is not taken for our time.
-    _reading.wait(self.model)
+    reading.wait(self.model)
     self._tick()
     if self._read is None:
       self._read = self._prepare()
     if self.log_dir is not None and self._writers is None:
-      self._writers = _reading.Writers(self.log_dir, self.percentiles)
+      self._writers = reading.Writers(self.log_dir, self.percentiles)
     self._setup_seconds += self._tick()
     # All of them first: an interruption must not leave a part of a record.
     values = {

@@ -10,14 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tfgroupnorm import (
-  _becoming,
-  _checks,
-  _copying,
-  _report,
-  _tensors,
-  models,
-)
+from tfgroupnorm import _becoming, _checks, _copying, _report, models
+from tfgroupnorm._tensors import ops
 from tfgroupnorm.models import Keras, Layer
 
 _CHOICES = ('gcd', 'error', 'skip')
@@ -73,8 +67,7 @@ def replace_batch_norm(
       the channels, or leaves fewer than `min_group_size` in a group. `"gcd"`:
       take the greatest common divisor of both, and then larger groups as far
       as needed; all channels in one group if groups would hold a single value.
-      `"error"`:
-      raise. `"skip"`: leave that BatchNormalization.
+      `"error"`: raise. `"skip"`: leave that BatchNormalization.
     verbose: Whether to print a table of what became what.
     print_fn: Called with the table as text, instead of printing it, whatever
       `verbose` is.
@@ -244,12 +237,7 @@ class _Found:
     )
 
   def _input_shape(self) -> list[int | None]:
-    config = self.layer.get_build_config()
-    if config:
-      return list(_tensors.Shape(config['input_shape']))
-    # The oldest Keras 2 does not note the shape of what it builds itself.
-    spec = self.layer.input_spec
-    return [spec.axes.get(i) for i in range(spec.ndim)]
+    return list(ops.Shape(models.shape_of_build(self.layer)))
 
   def _axis(self) -> int:
     axis = self.layer.axis

@@ -14,10 +14,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tfgroupnorm import _checks, _docs, _layouts, _tensors, kernel
-from tfgroupnorm._tensors import Tensor
+from tfgroupnorm import _checks, _docs, _layouts, kernel
+from tfgroupnorm._tensors import ops
 
-Activation = str | Callable[[Tensor], Tensor] | None
+Activation = str | Callable[[ops.Tensor], ops.Tensor] | None
 
 
 @_docs.documented
@@ -33,7 +33,7 @@ def group_norm(
   mask: Any = None,
   activation: Activation = None,
   jit_compile: bool | str = 'auto',
-) -> Tensor:
+) -> ops.Tensor:
   """Group normalization: each group of channels of each sample by itself.
 
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
@@ -92,7 +92,7 @@ def instance_norm(
   mask: Any = None,
   activation: Activation = None,
   jit_compile: bool | str = 'auto',
-) -> Tensor:
+) -> ops.Tensor:
   """Instance normalization: each channel of each sample by itself.
 
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
@@ -147,7 +147,7 @@ def layer_norm(
   mask: Any = None,
   activation: Activation = None,
   jit_compile: bool | str = 'auto',
-) -> Tensor:
+) -> ops.Tensor:
   """Layer normalization, over one axis or several; RMS normalization too.
 
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
@@ -210,7 +210,7 @@ def head_norm(
   gate_activation: Activation = None,
   mask: Any = None,
   jit_compile: bool | str = 'auto',
-) -> Tensor:
+) -> ops.Tensor:
   """Head normalization: each attention head at each position by itself.
 
       y = (gamma * (x - mean) / sqrt(var + epsilon) + beta) * gate'
@@ -272,7 +272,7 @@ def head_norm(
   )
 
 
-@_tensors.not_converted
+@ops.not_converted
 def moments(
   x: Any,
   *,
@@ -280,7 +280,7 @@ def moments(
   group_size: int | None = None,
   axis: int = -1,
   mask: Any = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[ops.Tensor, ops.Tensor]:
   """Mean and biased variance, as `group_norm` takes them of its groups.
 
       mean, var = mean(x), mean((x - mean) ** 2)
@@ -320,7 +320,7 @@ def moments(
   References:
     - [Huang & Belongie, 2017](https://arxiv.org/abs/1703.06868) (AdaIN)
   """
-  x, shape = _tensors.as_input(x)
+  x, shape = ops.as_input(x)
   layout = _layouts.group_layout(
     shape, groups=groups, group_size=group_size, axis=axis
   )
@@ -328,7 +328,7 @@ def moments(
   spec = dataclasses.replace(layout.spec, mask_axes=mask_axes)
   (channels,) = layout.parameter_shape
   mean, var = (
-    _tensors.repeated(t, layout.parameter_axes[0], channels)
+    ops.repeated(t, layout.parameter_axes[0], channels)
     for t in kernel.moments(spec, x, mask)
   )
   return mean, var
@@ -339,16 +339,16 @@ def moments(
 
 def _parameter(
   name: str, value: Any, layout: _layouts.Layout, shape: _checks.Shape
-) -> tuple[Tensor | None, tuple[int, ...]]:
+) -> tuple[ops.Tensor | None, tuple[int, ...]]:
   """`value` as a tensor, and the axes of the kernel's `x` on which it lies."""
   if value is None:
     return None, ()
-  value = _tensors.as_tensor(value, name)
+  value = ops.as_tensor(value, name)
   _checks.check_floating(name, value)
-  if _tensors.shape_of(value) == (1, *layout.parameter_shape):
-    value = _tensors.squeeze(value, 0)  # One for all samples.
+  if ops.shape_of(value) == (1, *layout.parameter_shape):
+    value = ops.squeeze(value, 0)  # One for all samples.
   per_sample = _checks.check_parameter_shape(
-    name, _tensors.shape_of(value), layout.parameter_shape, shape
+    name, ops.shape_of(value), layout.parameter_shape, shape
   )
   axes = layout.parameter_axes
   return value, (0, *axes) if per_sample else axes
@@ -356,43 +356,43 @@ def _parameter(
 
 def mask_of_positions(
   mask: Any, layout: _layouts.Layout, shape: _checks.Shape
-) -> Tensor:
+) -> ops.Tensor:
   """`mask` as bools, without axes of size 1 where there are no positions."""
-  mask = _tensors.as_mask(mask)
-  received = _tensors.shape_of(mask)
+  mask = ops.as_mask(mask)
+  received = ops.shape_of(mask)
   if received is None or len(received) != len(shape):
     return mask
   last = len(shape) - 1
   others = set(range(last + 1)).difference(layout.position_axes) or {last}
   if all(received[i] == 1 for i in others):
-    return _tensors.squeeze(mask, tuple(sorted(others)))
+    return ops.squeeze(mask, tuple(sorted(others)))
   return mask
 
 
 def _mask(
   mask: Any, layout: _layouts.Layout, shape: _checks.Shape
-) -> tuple[Tensor | None, tuple[int, ...]]:
+) -> tuple[ops.Tensor | None, tuple[int, ...]]:
   """`mask` as a bool tensor, and the axes of `x` on which it lies."""
   if mask is None:
     return None, ()
   mask = mask_of_positions(mask, layout, shape)
   positions = layout.position_axes
   spanned = _checks.check_mask_shape(
-    _tensors.shape_of(mask), tuple(shape[i] for i in positions), shape
+    ops.shape_of(mask), tuple(shape[i] for i in positions), shape
   )
   return mask, positions[:spanned]
 
 
-def _gate(gate: Any, shape: _checks.Shape) -> Tensor | None:
+def _gate(gate: Any, shape: _checks.Shape) -> ops.Tensor | None:
   if gate is None:
     return None
-  gate = _tensors.as_tensor(gate, 'gate')
+  gate = ops.as_tensor(gate, 'gate')
   _checks.check_floating('gate', gate)
-  _checks.check_gate_shape(_tensors.shape_of(gate), shape)
+  _checks.check_gate_shape(ops.shape_of(gate), shape)
   return gate
 
 
-@_tensors.not_converted
+@ops.not_converted
 def _normalize(
   layout_of: Callable[..., _layouts.Layout],
   x: Any,
@@ -406,20 +406,20 @@ def _normalize(
   activation: Activation = None,
   gate: Any = None,
   gate_activation: Activation = None,
-) -> Tensor:
+) -> ops.Tensor:
   """Validates what the four functions have in common, and calls the kernel."""
   jit_compile = _checks.check_jit_compile(jit_compile)
   epsilon = _checks.check_epsilon(epsilon)
   rms = _checks.check_bool('rms', rms)
-  fused, after = _tensors.split_activation(activation)
-  fused_gate, before = _tensors.split_activation(gate_activation)
+  fused, after = ops.split_activation(activation)
+  fused_gate, before = ops.split_activation(gate_activation)
   _checks.check_gate_given(gate, gate_activation)
-  x, shape = _tensors.as_input(x)
+  x, shape = ops.as_input(x)
   layout = layout_of(shape)
   if not rms and layout.group_size(shape) == 1:
     # Its gradient is 0, exactly. XLA's fused multiplications and additions
     # would leave a millionth of dy.
-    x = _tensors.without_gradient(x)
+    x = ops.without_gradient(x)
   _checks.check_no_offset(rms, beta)
   gamma, gamma_axes = _parameter('gamma', gamma, layout, shape)
   beta, beta_axes = _parameter('beta', beta, layout, shape)
@@ -427,8 +427,8 @@ def _normalize(
   gate = _gate(gate, shape)
   if gate is not None and before is not None:
     # What a mask hides may be NaN, and would come back by the gradient.
-    gate = _tensors.where_valid(mask, mask_axes, gate)
-    gate = before(_tensors.cast(gate, kernel.compute_dtype(gate.dtype)))
+    gate = ops.where_valid(mask, mask_axes, gate)
+    gate = before(ops.cast(gate, kernel.compute_dtype(gate.dtype)))
   spec = dataclasses.replace(
     layout.spec,
     gamma_axes=gamma_axes,
@@ -445,4 +445,4 @@ def _normalize(
   )
   if after is None:
     return y
-  return _tensors.cast(_tensors.where_valid(mask, mask_axes, after(y)), x.dtype)
+  return ops.cast(ops.where_valid(mask, mask_axes, after(y)), x.dtype)

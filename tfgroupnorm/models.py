@@ -59,6 +59,20 @@ def check_model(model: Any) -> Keras:
   return keras
 
 
+def shape_of_build(layer: Layer) -> Any:
+  """The shape, or shapes, that it was built for; `None`: not known."""
+  config = layer.get_build_config() or {}
+  if not layer.built or config.get('input_shape') is not None:
+    return config.get('input_shape')
+  # The oldest Keras 2 does not note it of what is built by `build`.
+  spec: Any = getattr(layer, 'input_spec', None)
+  rank = getattr(spec, 'ndim', None) or getattr(spec, 'min_ndim', None)
+  if not rank:
+    return None
+  axes = {axis % rank: size for axis, size in (spec.axes or {}).items()}
+  return tuple(axes.get(i) for i in range(rank))
+
+
 def layers_of(keras: Keras) -> Any:
   """The module that has the layers of this package for `keras`."""
   return importlib.import_module(_layer.HOMES[keras.__name__])

@@ -1,6 +1,7 @@
 """How a framework reads features of a model that trains, and records them.
 
-One file for each, with the same names; `kernel/framework.py` says which.
+`reading`: one file for each, with the same names;
+`kernel/framework.py` says which.
 """
 
 from __future__ import annotations
@@ -10,22 +11,8 @@ from typing import TYPE_CHECKING
 from tfgroupnorm.kernel import framework
 
 if TYPE_CHECKING or framework.NAME == 'tensorflow':
-  from tfgroupnorm._reading.tensorflow import (
-    DATASET,
-    Writers,
-    check_outside,
-    runner,
-    sample,
-    wait,
-  )
+  from tfgroupnorm._reading import tensorflow as reading
 else:
-  from tfgroupnorm._reading.jax import (
-    DATASET,
-    Writers,
-    check_outside,
-    runner,
-    sample,
-    wait,
-  )
+  from tfgroupnorm._reading import jax as reading
 
-__all__ = ['DATASET', 'Writers', 'check_outside', 'runner', 'sample', 'wait']
+__all__ = ['reading']

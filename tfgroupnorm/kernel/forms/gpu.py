@@ -124,9 +124,11 @@ class TwoSigns(_Remakes, orders.OnePass):
 
   def dz_alone(self, back: Cotangents) -> xp.Array:
     # After a convolution of (2,100,152,256) a step of GN then adds 3 T, not 6;
-    # but 8, not 4, where x is widened first.
+    # but 8, not 4, where x is widened first, and with a mask JAX' alone 1 more.
     narrow = back.o.source.dtype != back.o.dtype
-    return back.dz if narrow else super().dz_alone(back)
+    if narrow or back.o.mask is not None:
+      return back.dz
+    return super().dz_alone(back)
 
   def differences(self, x, k):
     return x - k, k - x

@@ -3,7 +3,7 @@
 `fit` and `predict` of either Keras trace a model for a batch of any size, and
 XLA compiles for each size anew. Whether that pays is known when the tensor is
 there: a pass is in the graph twice, compiled and op by op, and an operation
-counts what came and says which is to run. It costs some 7 us.
+counts what came and says which is to run. Both together cost some 60 us a call.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def _becomes_known(size, kind, rule) -> tf.Tensor:
   place = (size + kind + nth * 2_654_435_761) % _PLACES
   # No more than will do, or many calls would overflow it.
   work = tf.minimum(_found(worked, place) + size + call, compilation)
-  _write(worked, place, work)
   of_kind = -2 - kind  # Beside the sizes, none of which is negative.
   left, left_of_all = _found(known, of_kind, _MOST), _found(known, _ALL)
   room = (left > 0) & (left_of_all > 0)
   gains = (size < least) | (size > most)
   often = (work >= compilation) & room & gains
+  _write(worked, place, tf.where(often, tf.zeros_like(work), work))
   _write(
     known,
     tf.where(often, tf.stack([size + kind, of_kind, _ALL]), _NOWHERE),
