@@ -80,11 +80,9 @@ def wrapped(keras):
 def named(keras):
   """Inputs and outputs in dicts."""
   a, b = keras.Input(IMAGE, name='a'), keras.Input((5,), name='b')
-  norm = keras.layers.LayerNormalization()
-  return keras.Model(
-    {'a': a, 'b': b},
-    {'x': keras.layers.GroupNormalization(3)(a), 'y': norm(b)},
-  )
+  x = keras.layers.GroupNormalization(3, name='x')(a)
+  y = keras.layers.LayerNormalization(name='y')(b)
+  return keras.Model({'a': a, 'b': b}, {'x': x, 'y': y})
 
 
 def classes(keras):
@@ -271,7 +269,7 @@ def test_training_goes_on(generation, make):
     keras.utils.set_random_seed(0)
     model = make(keras)
     target = tf.nest.map_structure(lambda y: np.tanh(y) + 1, model(x))
-    # One for each: the oldest Keras 3 takes no single one for a dict.
+    # The oldest Keras 3 takes no single one for outputs in a dict.
     each = tf.nest.map_structure(lambda _: 'mse', target)
     model.compile(keras.optimizers.Adam(1e-2), each)
 
