@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # Which JAX `test-jax` installs: `make JAX=jax==0.7.2 test-jax`.
 JAX ?= jax
+# On which Pythons `test-pythons` runs: those that setup.cfg names.
+PYTHONS ?= $(shell sed -n 's/^ *Programming Language :: Python :: \(3\.[0-9]*\)$$/\1/p' setup.cfg)
 # Of the tests of KerasHub's models, those to run: `make HUB=table test-hub`.
 HUB ?= test
 
@@ -12,8 +14,8 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 .PHONY: help demo small-batch group-division head-norm vgg-distributions fpn \
-  test test-jax test-oldest test-hub lint consumers bench budgets tpu-check \
-  docs docs-serve clean
+  test test-jax test-oldest test-pythons test-nightly test-hub lint consumers \
+  bench budgets tpu-check docs docs-serve dist clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
@@ -45,6 +47,14 @@ test-jax: .venv-jax/.jax .venv-bench/.bench ## Run on JAX the tests that are for
 
 test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
 	.venv-oldest/bin/python -m pytest -q -n 2 --dist=worksteal
+
+test-pythons: $(PYTHONS:%=.venv-python%/.test) ## Run all tests on each Python that setup.cfg names
+	for version in $(PYTHONS); do \
+	  .venv-python$$version/bin/python -m pytest -q -n 2 --dist=worksteal || exit; \
+	done
+
+test-nightly: .venv-nightly/.nightly ## Run all tests on tomorrow's TensorFlow, Keras and tf-keras
+	.venv-nightly/bin/python -m pytest -q -n 2 --dist=worksteal
 
 test-hub: .venv-hub/.hub ## Check docs/models.md on models of KerasHub; takes minutes
 	.venv-hub/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
@@ -78,12 +88,18 @@ docs: .venv-docs/.docs ## Make the site of docs/, with the API reference, in sit
 docs-serve: .venv-docs/.docs ## Show the site while its pages are edited, on port 8000
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
 
+dist: .venv-dist/.dist ## Make what is published, in dist/, and check it
+	rm -rf dist
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+	.venv-dist/bin/check-wheel-contents dist/*.whl
+
 clean: ## Remove all that was made, environments too
 	rm -rf .venv .venv-* .build dist site *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip comes into a new environment last: who has it is complete.
-.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-docs/bin/pip .venv-hub/bin/pip .venv-jax/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
+.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-dist/bin/pip .venv-docs/bin/pip .venv-hub/bin/pip .venv-jax/bin/pip .venv-nightly/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
 # ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
@@ -103,11 +119,29 @@ clean: ## Remove all that was made, environments too
 	.venv-hub/bin/python -m pip install -q -e '.[$*]'
 	@touch $@
 
+# Of the tests, where the package is installed without what it names.
+TOOLS := absl-py hypothesis ipykernel matplotlib nbclient pytest pytest-xdist \
+  scikit-learn scipy tqdm
+
 # Without TensorFlow, which the package's own dependencies would bring.
 .venv-jax/.jax: setup.cfg pyproject.toml | .venv-jax/bin/pip
 	.venv-jax/bin/python -m pip install -q --no-deps -e .
-	.venv-jax/bin/python -m pip install -q '$(JAX)' keras absl-py hypothesis \
-	  ipykernel matplotlib nbclient pytest pytest-xdist scikit-learn scipy
+	.venv-jax/bin/python -m pip install -q '$(JAX)' keras $(TOOLS)
+	@touch $@
+
+.venv-python%/.test: setup.cfg pyproject.toml
+	python$* -m venv .venv-python$*
+	.venv-python$*/bin/python -m pip install -q -e '.[test]'
+	@touch $@
+
+# What the package names itself would bring today's TensorFlow.
+.venv-nightly/.nightly: setup.cfg pyproject.toml | .venv-nightly/bin/pip
+	.venv-nightly/bin/python -m pip install -q --no-deps -e . tensorflow-serving-api
+	.venv-nightly/bin/python -m pip install -q tf-nightly keras-nightly tf-keras-nightly $(TOOLS)
+	@touch $@
+
+.venv-dist/.dist: | .venv-dist/bin/pip
+	.venv-dist/bin/python -m pip install -q build twine check-wheel-contents
 	@touch $@
 
 # What the extra names, and not the package: it is read, and not imported, and

@@ -124,6 +124,22 @@ def test_one_version():
   package = (ROOT / 'tfgroupnorm' / '__init__.py').read_text()
   version = re.search(r"^__version__ = '(.*)'$", package, re.MULTILINE)[1]
   assert f'    version = "{version}",\n)' in module
+  assert f'\nversion: {version}\n' in (ROOT / 'CITATION.cff').read_text()
+
+
+def pythons():
+  """Those that setup.cfg names."""
+  settings = (ROOT / 'setup.cfg').read_text()
+  return re.findall(r':: Python :: (3\.\d+)$', settings, re.MULTILINE)
+
+
+def test_each_python_is_tested():
+  """By one job or another of the workflow."""
+  workflow = (ROOT / '.github' / 'workflows' / 'ci.yml').read_text()
+  tested = re.findall(r'python-version: "(.*)"', workflow)
+  tested += re.findall(r'"(.+?)"', re.search(r'python: \[.*', workflow)[0])
+  assert pythons()
+  assert set(tested) == set(pythons())
 
 
 def test_bazel_ignores_each_environment():
@@ -131,6 +147,7 @@ def test_bazel_ignores_each_environment():
   makefile = (ROOT / 'Makefile').read_text()
   environments = set(re.findall(r'^(\.venv[\w-]*)/', makefile, re.MULTILINE))
   environments |= set(re.findall(r' (\.venv[\w-]*)/bin/pip', makefile))
-  assert len(environments) > 3
+  environments |= {f'.venv-python{python}' for python in pythons()}
+  assert len(environments) > 7
   ignored = (ROOT / '.bazelignore').read_text().split()
   assert environments <= set(ignored)
