@@ -56,8 +56,8 @@ test-pythons: $(PYTHONS:%=.venv-python%/.test) ## Run all tests on each Python t
 test-nightly: .venv-nightly/.nightly ## Run all tests on tomorrow's TensorFlow, Keras and tf-keras
 	.venv-nightly/bin/python -m pytest -q -n 2 --dist=worksteal
 
-test-hub: .venv-hub/.hub ## Check docs/models.md on models of KerasHub; takes minutes
-	.venv-hub/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
+test-hub: .venv-consumers/.hub ## Check docs/models.md on models of KerasHub; takes minutes
+	.venv-consumers/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
 
 lint: .venv/.test ## Check style and types
 	.venv/bin/ruff check
@@ -99,7 +99,7 @@ clean: ## Remove all that was made, environments too
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # pip comes into a new environment last: who has it is complete.
-.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-dist/bin/pip .venv-docs/bin/pip .venv-hub/bin/pip .venv-jax/bin/pip .venv-nightly/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
+.venv/bin/pip .venv-bench/bin/pip .venv-consumers/bin/pip .venv-dist/bin/pip .venv-docs/bin/pip .venv-jax/bin/pip .venv-nightly/bin/pip .venv-oldest/bin/pip .venv-tpu/bin/pip:
 	$(PYTHON) -m venv $(@:/bin/pip=)
 
 # ENVIRONMENT/.EXTRA says that the package is installed there with that extra.
@@ -115,7 +115,7 @@ clean: ## Remove all that was made, environments too
 	.venv-consumers/bin/python -m pip install -q -e '.[$*]'
 	@touch $@
 
-.venv-hub/.%: setup.cfg pyproject.toml | .venv-hub/bin/pip
+.venv-hub/.%: setup.cfg pyproject.toml |
 	.venv-hub/bin/python -m pip install -q -e '.[$*]'
 	@touch $@
 
