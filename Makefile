@@ -115,10 +115,6 @@ clean: ## Remove all that was made, environments too
 	.venv-consumers/bin/python -m pip install -q -e '.[$*]'
 	@touch $@
 
-.venv-hub/.%: setup.cfg pyproject.toml |
-	.venv-hub/bin/python -m pip install -q -e '.[$*]'
-	@touch $@
-
 # Of the tests, where the package is installed without what it names.
 TOOLS := absl-py hypothesis ipykernel matplotlib nbclient pytest pytest-xdist \
   scikit-learn scipy tqdm
