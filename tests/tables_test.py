@@ -206,6 +206,18 @@ def test_memory():
   assert table('docs/performance.md', 'kept, in T') == rows
 
 
+def test_exactness():
+  shown = table('docs/precision.md', 'mean, std')
+  wanted = [
+    [f'{row[who]:.1e}' for who in ('compiled', 'plain', 'keras', 'torch')]
+    for row in results('exactness.json')
+  ]
+  assert list(shown.values()) == wanted
+  assert [tuple(map(float, name.split(', '))) for name in shown] == [
+    (row['mean'], row['std']) for row in results('exactness.json')
+  ]
+
+
 def test_first_calls():
   rows = {
     row['case'].replace(' float32', ''): [
