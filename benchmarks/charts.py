@@ -151,16 +151,17 @@ class Bars:
       pane.vlines(places, top, bottom, zorder=zorder, **options)
 
   def write(self, said: Callable[[float], str | None]) -> None:
-    """Beside each bar what `said` makes of its value, if anything."""
+    """Beside a bar what `said` makes of its value; n/a where there is none."""
     middle = 0.85 * self.bar / 2
     for pane in self.panes:
       for bars in pane.containers:
         for bar in bars:
-          text = said(bar.get_width())
+          value = bar.get_width()
+          text = 'n/a' if np.isnan(value) else said(value)
           if text is not None:
             pane.annotate(
               text,
-              (max(0, np.nan_to_num(bar.get_width())), bar.get_y() + middle),
+              (max(0, np.nan_to_num(value)), bar.get_y() + middle),
               xytext=(3, 0),
               textcoords='offset points',
               fontsize=8,
@@ -280,8 +281,6 @@ def blocks() -> Figure:
     pane.set_xlim(least, most)
 
   def outside(value):
-    if np.isnan(value):
-      return 'n/a'
     return None if least < value < most else f'{value:.2f}'
 
   chart.write(outside)
@@ -336,7 +335,11 @@ def exactness() -> Figure:
   rows = _results('exactness.json')
   chart = Bars(
     [f'mean {row["mean"]:,.0f}, deviation {row["std"]:g}' for row in rows],
-    {'': {name: [row[key] for row in rows] for name, key in libraries.items()}},
+    {
+      '': {
+        name: [row.get(key) for row in rows] for name, key in libraries.items()
+      }
+    },
     bar=THICK,
     left=0.18,
   )
