@@ -4,6 +4,7 @@
 readers on GitHub or in Colab to see before they run anything.
 """
 
+import ast
 import importlib.util
 import json
 import os
@@ -25,6 +26,7 @@ ALL = sorted((ROOT / 'colab').glob('*.ipynb'))
 NOTEBOOKS = [
   path for path in ALL if (path.stem == 'tpu') == (frameworks.NAME == 'jax')
 ]
+RESULT = 'execute_result'
 # How long a notebook trains for its reader, and what shows the same.
 SHORTER = {'small_batch': ('epochs=10', 'epochs=4')}
 
@@ -173,13 +175,13 @@ def places_after_setup(path, folder):
     names += ['small_batch', 'experiment']
   asking = (
     'import importlib.util\n'
-    f'for name in {names}:\n'
-    '  print(importlib.util.find_spec(name).origin)'
+    f'[importlib.util.find_spec(name).origin for name in {names}]'
   )
   notebook.cells = [setup, nbformat.v4.new_code_cell(asking)]
   run(notebook, folder, 'apart')
-  (output,) = notebook.cells[1].outputs
-  return [pathlib.Path(line) for line in output.text.splitlines()]
+  # Whatever else is said: what the cell itself returns.
+  (output,) = (o for o in outputs(notebook) if o.output_type == RESULT)
+  return list(map(pathlib.Path, ast.literal_eval(output.data['text/plain'])))
 
 
 @notebooks
