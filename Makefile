@@ -15,7 +15,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 .DEFAULT_GOAL := help
 .PHONY: help demo small-batch group-division head-norm vgg-distributions fpn \
   test test-jax test-oldest test-pythons test-nightly test-hub lint consumers \
-  bench budgets tpu-check docs docs-serve dist clean
+  bench charts budgets tpu-check docs docs-serve dist clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
@@ -74,6 +74,10 @@ bench: .venv-bench/.bench ## Measure speed and memory; takes a while, wants an i
 	.venv-bench/bin/python benchmarks/memory.py --write
 	.venv-bench/bin/python benchmarks/first_call.py --write
 	.venv-bench/bin/python benchmarks/cpu.py --write
+	.venv-bench/bin/python benchmarks/exactness.py --write
+
+charts: .venv/.test ## Draw the charts of docs/ from the numbers that `bench` wrote
+	.venv/bin/python benchmarks/charts.py
 
 tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that TPUs can run the layers and the notebook; needs none
 	.venv-tpu/bin/python -m pytest -q tests/tpu_check.py

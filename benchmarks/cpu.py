@@ -7,7 +7,8 @@ round by round, so that a slow moment of the machine strikes all of them. What
 is printed are ratios: how many times faster `auto` is than another; 1.0 is as
 fast. Contenders that are not installed (torch, flax, tf-keras) are left out.
 
-`--write` puts the numbers into `results/cpu.json` and the charts beside it.
+`--write` puts the numbers into `results/cpu.json`, of which `charts.py` makes
+charts.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ RESULTS = pathlib.Path(__file__).parent / 'results'
 CASES = flags.DEFINE_string('cases', '', 'Only cases with this in their name.')
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'How often everybody takes a turn.')
 SECONDS = flags.DEFINE_float('seconds', 0.15, 'Length of one turn.')
-WRITE = flags.DEFINE_bool('write', False, 'Write results/cpu.json and charts.')
+WRITE = flags.DEFINE_bool('write', False, 'Write results/cpu.json.')
 GROWTH = flags.DEFINE_bool('growth', True, 'Also measure how cost grows.')
 
 LARGE = [
@@ -319,75 +320,6 @@ def table(measured: list[tuple[c.Case, dict]]) -> None:
     print(row)
 
 
-# --- Charts ----------------------------------------------------------------
-
-
-def chart_ratios(rows: list[dict], path: pathlib.Path) -> None:
-  """One bar a case and contender: how many times faster `auto` is."""
-  import matplotlib.pyplot as plt
-  import numpy as np
-
-  found = {
-    (r['case'], r['pass'], r['contender']): r['times_slower_than_auto']
-    for r in rows
-  }
-  names = [
-    name
-    for name in ('keras', 'keras, compiled', 'plain', 'torch', 'flax')
-    if any(key[2] == name for key in found)
-  ]
-  shown = [case.name for case in (*LARGE, *SMALL)]
-  figure, axes = plt.subplots(1, 2, figsize=(11, 5.6), sharey=True)
-  place = np.arange(len(shown))
-  height = 0.8 / len(names)
-  for axis, which in zip(axes, ('forward', 'step'), strict=True):
-    for i, name in enumerate(names):
-      values = np.array(
-        [found.get((case, which, name), np.nan) for case in shown]
-      )
-      center = place + (i + 0.5) * height - 0.4
-      axis.barh(center, values - 1, height, left=1, label=name)
-    axis.axvline(1, color='black', linewidth=0.8)
-    axis.set(
-      xscale='log',
-      xlabel='times faster than',
-      title={'forward': 'Forward', 'step': 'Forward and backward'}[which],
-    )
-    ticks = [0.125, 0.25, 0.5, 1, 2, 4, 8, 16]
-    axis.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-    axis.minorticks_off()
-    axis.grid(axis='x', alpha=0.3)
-  axes[0].set_yticks(place, [name.removesuffix(' float32') for name in shown])
-  axes[0].invert_yaxis()
-  axes[1].legend(loc='lower right', fontsize=8)
-  figure.tight_layout()
-  figure.savefig(path, dpi=90)
-  plt.close(figure)
-
-
-def chart_growth(grown, path: pathlib.Path) -> None:
-  """Time against size, relative to the smallest of `auto`, log-log."""
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, len(grown), figsize=(11, 3.6), sharey=True)
-  for axis, (what, points) in zip(axes, grown.items(), strict=True):
-    base = statistics.median(points[0][2]['step']['auto'])
-    for name in points[0][2]['step']:
-      axis.plot(
-        [size for size, _, _ in points],
-        [statistics.median(r['step'][name]) / base for _, _, r in points],
-        marker='.',
-        label=name,
-      )
-    axis.set(xscale='log', yscale='log', xlabel=what)
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel('forward + backward,\ntimes the smallest of auto')
-  axes[0].legend(fontsize=8)
-  figure.tight_layout()
-  figure.savefig(path, dpi=90)
-  plt.close(figure)
-
-
 def main(_):
   chosen = [case for case in ALL if CASES.value in case.name]
   if not chosen:
@@ -441,10 +373,6 @@ def main(_):
     (RESULTS / 'cpu.json').write_text(
       json.dumps({'about': about, 'ratios': rows, 'growth': growth}, indent=1)
     )
-    if not CASES.value:
-      chart_ratios(rows, RESULTS / 'cpu.png')
-    if grown:
-      chart_growth(grown, RESULTS / 'cpu_growth.png')
 
 
 if __name__ == '__main__':

@@ -18,8 +18,9 @@ os.environ.setdefault('CUDA_VISIBLE_DEVICES', '-1')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # So that float64 can be tested; `jax_keras_test` is without, as a user is.
 os.environ.setdefault('JAX_ENABLE_X64', '1')
-# Where Python finds what a program there imports.
-sys.path.append(str(pathlib.Path(__file__).parent.parent / 'examples'))
+# Where Python finds programs, and what they import.
+for _folder in ('examples', 'benchmarks'):
+  sys.path.append(str(pathlib.Path(__file__).parent.parent / _folder))
 
 # What a file imports that is about one framework.
 _OF_ONE = {

@@ -121,23 +121,34 @@ def test_gradients_at_large_means(mean, std, jit_compile):
   np.testing.assert_allclose(got, wide, rtol=0, atol=TABLE[mean, std] * scale)
 
 
+def errors(mean, std) -> dict[str, float]:
+  """Largest error of each library that is installed, by its name."""
+  x = sample(mean, std)
+
+  def ours(jit_compile):
+    return functional.group_norm(
+      x, groups=GROUPS, epsilon=1e-5, jit_compile=jit_compile
+    )
+
+  outputs = {
+    'compiled': ours(True),
+    'plain': ours(False),
+    'keras': keras.layers.GroupNormalization(GROUPS, epsilon=1e-5)(x),
+  }
+  if importlib.util.find_spec('torch') is not None:
+    outputs['torch'] = through_torch(x)
+  return {name: float(error(y, x)) for name, y in outputs.items()}
+
+
 def test_print_the_table(capsys):
-  """Ours beside others: for docs/precision.md and whoever doubts it."""
-  has_torch = importlib.util.find_spec('torch') is not None
+  """Ours beside others, as `benchmarks/exactness.py` writes them."""
   rows = ['mean, std       compiled    plain       keras       torch']
   for mean, std in TABLE:
-    x = sample(mean, std)
-    ours = [
-      functional.group_norm(x, groups=GROUPS, epsilon=1e-5, jit_compile=jit)
-      for jit in (True, False)
-    ]
-    theirs = keras.layers.GroupNormalization(GROUPS, epsilon=1e-5)(x)
-    errors = [error(y, x) for y in (*ours, theirs)]
-    assert max(errors[:2]) < errors[2]
-    cells = [f'{e:.1e}' for e in errors]
-    cells.append(f'{error(through_torch(x), x):.1e}' if has_torch else '-')
+    found = errors(mean, std)
+    assert max(found['compiled'], found['plain']) < found['keras']
     name = f'{mean:g}, {std:g}'
-    rows.append(f'{name:16}' + ''.join(f'{cell:12}' for cell in cells))
+    cells = (f'{value:<12.1e}' for value in found.values())
+    rows.append(f'{name:16}' + ''.join(cells))
   with capsys.disabled():
     print('\n\nlargest error against float64, groups of 8192 values')
     print('\n'.join(rows))

@@ -13,7 +13,7 @@ def results(name):
   return json.loads((ROOT / 'benchmarks' / 'results' / name).read_text())
 
 
-def table(page, heading):
+def table(page, heading, least=4):
   """The rows of the table whose first line begins so, by their first cell."""
   lines = (ROOT / page).read_text().splitlines()
   (start,) = [
@@ -26,7 +26,7 @@ def table(page, heading):
     name, *cells = [cell.strip() for cell in line.strip('|').split('|')]
     assert name not in rows
     rows[name] = cells
-  assert len(rows) > 3
+  assert len(rows) >= least
   return rows
 
 
@@ -204,6 +204,23 @@ def test_memory():
     name = f'peak of {row["layers"]} convolutions with GN and SiLU, '
     rows[name + row['step']] = [f'{row[o]:.0f}' for o in ('ours', 'keras')]
   assert table('docs/performance.md', 'kept, in T') == rows
+
+
+def test_exactness():
+  shown = table('docs/precision.md', 'mean, std')
+  wanted = [
+    [
+      f'{row[who]:.1e}' if who in row else '-'
+      for who in ('compiled', 'plain', 'keras', 'torch')
+    ]
+    for row in results('exactness.json')
+  ]
+  assert list(shown.values()) == wanted
+  assert [tuple(map(float, name.split(', '))) for name in shown] == [
+    (row['mean'], row['std']) for row in results('exactness.json')
+  ]
+  front = table('README.md', 'mean, std', least=3)
+  assert front == {name: [shown[name][i] for i in (0, 2, 3)] for name in front}
 
 
 def test_first_calls():
