@@ -21,7 +21,7 @@ help: ## Say what the targets do
 demo: .venv/.examples ## Train on handwritten digits
 	.venv/bin/python examples/digits.py
 
-small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; about 20 minutes
+small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; about 27 minutes
 	.venv/bin/python examples/small_batch.py
 
 group-division: .venv/.examples ## Train with few and many groups; about 7 minutes

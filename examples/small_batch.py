@@ -596,7 +596,7 @@ def plot_errors(records: Sequence[experiment.Record], chart: axes.Axes) -> None:
   chart.set(xlabel='images a batch', yscale='log')
   chart.set_xticks(np.log2(batch_sizes), list(map(str, batch_sizes)))
   chart.invert_xaxis()  # As in the paper.
-  chart.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  chart.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 4, 5, 7)))
   chart.yaxis.set_major_formatter('{x:g}')
   chart.yaxis.set_minor_locator(ticker.NullLocator())
   digits.tidy(chart)
