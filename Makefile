@@ -20,10 +20,10 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 27
 
-demo: .venv/.examples ## Train on handwritten digits
+demo: .venv/.examples ## Show on digits where BatchNorm fails; two minutes
 	.venv/bin/python examples/digits.py
 
-small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; about 20 minutes
+small-batch: .venv/.examples ## Train with batches of 32 to 2 and four norms; about 27 minutes
 	.venv/bin/python examples/small_batch.py
 
 group-division: .venv/.examples ## Train with few and many groups; about 7 minutes

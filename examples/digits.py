@@ -1,24 +1,21 @@
-"""Trains a small ResNet at batch size 2, with GroupNorm and with BatchNorm.
+"""Shows where BatchNorm needs large batches, and that GroupNorm does not.
 
     python examples/digits.py
-    python examples/digits.py --batch_size=1
-    python examples/digits.py --norm=layer --epochs=4 --output=out/layer
+    python examples/digits.py --seeds=10 --epochs=8 --output=out/longer
 
-It takes about a minute and a half on two CPU cores. The data are the 1,797
+It trains for less than two minutes on two CPU cores. The data are the 1,797
 scans of handwritten digits, 8 by 8 pixels each, that come with scikit-learn:
-nothing is downloaded. The same network is trained once with
-`tfgroupnorm.GroupNorm` and once with `keras.layers.BatchNormalization`, which
-has to estimate its statistics from two images at a time. Then each model
+nothing is downloaded. One network, four convolutions and a dense layer before
+its classes, is trained with `tfgroupnorm.GroupNorm` and with
+`keras.layers.BatchNormalization`
 
-  - is saved as `.keras` and exported as a SavedModel,
-  - is loaded from both in a fresh process, which has to predict what the
-    trained model predicts in memory,
-  - has its learning curves drawn, next to digits that the first one got wrong.
+  - in its convolutions only, and after the dense layer too,
+  - with 32 and with 2 images a batch,
 
-Either norm may win. On a few hundred digits a test error is known to about half
-a percent, and statistics of few images add noise to training, which can keep so
-small a data set from being learned by heart: mind the training loss too, and
-try more than one `--seed`.
+several times each. What comes of it is printed, with the reason, and drawn.
+Then the models with 2 images a batch and a norm after the dense layer are saved
+as `.keras` and exported as a SavedModel. A fresh process loads both, and has to
+predict what they predict in memory.
 """
 
 from __future__ import annotations
@@ -28,8 +25,8 @@ import os
 # TensorFlow reads this when it is imported. 2: errors only.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
-import dataclasses
 import functools
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -48,16 +45,26 @@ from sklearn import datasets, model_selection
 
 import tfgroupnorm
 
-NORMS = {
-  'group': 'GroupNorm',
-  'batch': 'BatchNormalization',
-  'instance': 'InstanceNorm',
-  'layer': 'LayerNorm',
-}
+NORMS = {'group': 'GroupNorm', 'batch': 'BatchNorm'}
+# Whether the dense layer has a norm -> what to call the network.
+PLACES = {False: 'convolutions only', True: 'the dense layer too'}
+BATCH_SIZES = (32, 2)
+WHY = """\
+After the dense layer BatchNorm sees one value of each image, and of two values
+it makes about -1 and +1, whatever they were: all that is left of a feature is
+which of the two images has more of it. After a convolution it sees a value for
+each position too, and GroupNorm never looks at another image."""
+
 CLASSES = 10
 TRAIN_SIZE = 1200
-WIDTHS = (16, 32, 64)
-LEARNING_RATE = 1e-3
+WIDTHS, STRIDES = (16, 16, 32, 32), (1, 1, 2, 1)  # Of the convolutions.
+HEAD = 128  # Outputs of the dense layer.
+GROUPS = 8
+# The learning rate is that of `BASE` images a batch, and linear in their number
+# as in the paper. BatchNorm's moving averages have `MOMENTUM` there.
+BASE = 32
+LEARNING_RATE = 0.05
+MOMENTUM = 0.9
 # How far predictions (probabilities) of a loaded model may be off.
 TOLERANCE = 1e-4
 
@@ -68,8 +75,6 @@ LINES = {
   'instance': {'color': '#009E73', 'marker': '^', 'linestyle': '-'},
   'layer': {'color': '#CC79A7', 'marker': 'D', 'linestyle': '-'},
 }
-MISTAKE_COLOUR = '#D55E00'
-GRID_ROWS, GRID_COLUMNS = 4, 6
 
 # The fresh process. Predicts from the SavedModels first, before it has heard of
 # tfgroupnorm: TensorFlow alone has to suffice for those.
@@ -98,7 +103,6 @@ for stem in stems:
   )
 np.savez(predictions_path, **predictions)
 """
-FORMATS = ('.keras', 'SavedModel')
 
 
 class Digits(NamedTuple):
@@ -110,27 +114,19 @@ class Digits(NamedTuple):
   test_labels: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """A trained model and how it came about.
+class Case(NamedTuple):
+  """What differs between trainings, besides the seed."""
 
-  Attributes:
-    norm: Which norm, a key of `NORMS`.
-    model: The trained model.
-    losses: Training loss of each epoch.
-    errors: Test error after each epoch, in percent.
-    probabilities: Predictions for the test images, (count, classes).
-  """
+  norm: str  # A key of `NORMS`.
+  in_head: bool  # Whether it is after the dense layer too.
+  batch_size: int
 
-  norm: str
-  model: keras.Model
-  losses: list[float]
+
+class Result(NamedTuple):
+  """Test errors in percent of all seeds, and the model of the last one."""
+
   errors: list[float]
-  probabilities: np.ndarray
-
-  @property
-  def name(self) -> str:
-    return NORMS[self.norm]
+  model: keras.Model
 
 
 def load_digits(seed: int, train_size: int = TRAIN_SIZE) -> Digits:
@@ -148,209 +144,138 @@ def load_digits(seed: int, train_size: int = TRAIN_SIZE) -> Digits:
   )
 
 
-def norm_factory(norm: str, groups: int) -> Callable[[], keras.layers.Layer]:
-  """What makes a normalization layer: `norm` is a key of `NORMS`.
+def batches_of(data: Digits, batch_size: int, seed: int) -> tf.data.Dataset:
+  """Images to train on and labels, in another order in each epoch."""
+  # Every batch has the same shape, so the step is compiled once.
+  return (
+    tf.data.Dataset.from_tensor_slices((data.train_images, data.train_labels))
+    .shuffle(len(data.train_labels), seed=seed)
+    .batch(batch_size, drop_remainder=True)
+  )
 
-  This program shows layers under their own names, each as it is if nothing but
-  `groups` is said: `LayerNorm` normalizes each position over its channels. What
-  papers on images call layer normalization also spans height and width; for
-  that see `norm_factory` in `small_batch.py`.
-  """
+
+def batch_norm(batch_size: int, **options) -> keras.layers.Layer:
+  """BN whose moving averages span as many images at any batch size."""
+  return keras.layers.BatchNormalization(
+    momentum=MOMENTUM ** (batch_size / BASE), **options
+  )
+
+
+def norm_factory(
+  norm: str, batch_size: int
+) -> Callable[[], keras.layers.Layer]:
+  """What makes a normalization layer: `norm` is a key of `NORMS`."""
   return {
-    'group': functools.partial(tfgroupnorm.GroupNorm, groups=groups),
-    'batch': keras.layers.BatchNormalization,
-    'instance': tfgroupnorm.InstanceNorm,
-    'layer': tfgroupnorm.LayerNorm,
+    'group': functools.partial(tfgroupnorm.GroupNorm, groups=GROUPS),
+    'batch': functools.partial(batch_norm, batch_size),
   }[norm]
 
 
-def convolution(
-  x: keras.KerasTensor,
-  width: int,
-  make_norm: Callable[[], keras.layers.Layer],
-  *,
-  size: int = 3,
-  strides: int = 1,
-) -> keras.KerasTensor:
-  """A convolution and its norm; the norm's `beta` serves as bias."""
-  x = keras.layers.Conv2D(
-    width, size, strides=strides, padding='same', use_bias=False
-  )(x)
-  return make_norm()(x)
-
-
-def residual_block(
-  x: keras.KerasTensor,
-  width: int,
-  make_norm: Callable[[], keras.layers.Layer],
-  *,
-  make_last_norm: Callable[[], keras.layers.Layer] | None = None,
-  strides: int = 1,
-) -> keras.KerasTensor:
-  """Adds two convolutions to `x`, which is projected if its shape changes."""
-  y = convolution(x, width, make_norm, strides=strides)
-  y = keras.layers.ReLU()(y)
-  y = convolution(y, width, make_last_norm or make_norm)
-  if strides != 1 or x.shape[-1] != width:
-    x = convolution(x, width, make_norm, size=1, strides=strides)
-  return keras.layers.ReLU()(keras.layers.Add()([x, y]))
-
-
-def make_model(
-  make_norm: Callable[[], keras.layers.Layer],
-  *,
-  make_last_norm: Callable[[], keras.layers.Layer] | None = None,
-  shape: Sequence[int] = (8, 8, 1),
-  widths: Sequence[int] = WIDTHS,
-  classes: int = CLASSES,
-) -> keras.Model:
-  """A ResNet from images (batch, *shape) to probabilities (batch, classes).
-
-  Args:
-    make_norm: Makes a normalization layer.
-    make_last_norm: Makes the last one of each residual block; `make_norm` if
-      left out.
-    shape: Height, width and channels of an image.
-    widths: Channels of each stage. All but the first halve height and width.
-    classes: Number of classes.
-  """
+def make_model(case: Case) -> keras.Model:
+  """From images (batch, 8, 8, 1) to probabilities (batch, classes)."""
+  make_norm = norm_factory(case.norm, case.batch_size)
   # A SavedModel calls its inputs by these names.
-  image = keras.Input(shape, name='image')
-  x = convolution(image, widths[0], make_norm)
+  image = x = keras.Input((8, 8, 1), name='image')
+  for width, strides in zip(WIDTHS, STRIDES, strict=True):
+    x = keras.layers.Conv2D(
+      width, 3, strides=strides, padding='same', use_bias=False
+    )(x)
+    x = keras.layers.ReLU()(make_norm()(x))
+  x = keras.layers.Flatten()(x)
+  x = keras.layers.Dense(HEAD, use_bias=not case.in_head, name='head')(x)
+  if case.in_head:
+    x = make_norm()(x)
   x = keras.layers.ReLU()(x)
-  for i, width in enumerate(widths):
-    x = residual_block(
-      x,
-      width,
-      make_norm,
-      make_last_norm=make_last_norm,
-      strides=1 if i == 0 else 2,
-    )
-  x = keras.layers.GlobalAveragePooling2D()(x)
-  x = keras.layers.Dense(classes, activation='softmax')(x)
+  x = keras.layers.Dense(CLASSES, activation='softmax')(x)
   return keras.Model(image, x)
+
+
+def compile_model(
+  model: keras.Model,
+  *,
+  batch_size: int,
+  steps: int,
+  epochs: int,
+  learning_rate: float,
+) -> None:
+  """Readies a model for `epochs` of `steps` steps each."""
+  rate = learning_rate * batch_size / BASE
+  model.compile(
+    optimizer=keras.optimizers.SGD(
+      keras.optimizers.schedules.CosineDecay(rate, epochs * steps),
+      momentum=MOMENTUM,
+    ),
+    loss='sparse_categorical_crossentropy',
+    metrics=['accuracy'],
+    # Steps are short: XLA compiles each as a whole, and Python hears of them
+    # once an epoch.
+    jit_compile=True,
+    steps_per_execution=experiment.steps_per_execution(steps),
+  )
 
 
 def error_percent(accuracy: float) -> float:
   return 100 * (1 - accuracy)
 
 
-class Progress(keras.callbacks.Callback):
-  """One bar for the steps of all epochs, where there is a terminal."""
-
-  def __init__(self, title: str):
-    super().__init__()
-    self._title = title
-
-  def on_train_begin(self, logs=None):
-    self._steps_before = 0
-    self._bar = tqdm.tqdm(
-      desc=self._title,
-      total=self.params['epochs'] * self.params['steps'],
-      bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}'
-      '{postfix}',
-      dynamic_ncols=True,
-      disable=None,
-    )
-
-  def on_train_batch_end(self, batch, logs=None):
-    self._bar.update(self._steps_before + batch + 1 - self._bar.n)
-
-  def on_epoch_end(self, epoch, logs=None):
-    self._steps_before += self.params['steps']
-    error = error_percent(logs['val_accuracy'])
-    self._bar.set_postfix_str(f'loss {logs["loss"]:.3f}, error {error:.2f}%')
-
-  def on_train_end(self, logs=None):
-    self._bar.close()
-
-
-def fit(
-  model: keras.Model,
-  digits: Digits,
-  *,
-  batch_size: int,
-  epochs: int,
-  seed: int,
-  title: str,
-  callbacks: Sequence[keras.callbacks.Callback] = (),
-) -> dict[str, list[float]]:
-  """Trains a compiled model.
-
-  Args:
-    model: What to train, compiled with the metric `'accuracy'`.
-    digits: To train on, and to test on after each epoch.
-    batch_size: Images in a batch. What does not fill one is left out.
-    epochs: Passes over the data.
-    seed: Of the order of the images.
-    title: For the progress bar.
-    callbacks: What else is to be called.
-
-  Returns:
-    `loss`, `accuracy`, `val_loss` and `val_accuracy`, a value an epoch each.
-  """
-  # Every batch has the same shape, so each layer's kernel is compiled once.
-  batches = (
-    tf.data.Dataset.from_tensor_slices(
-      (digits.train_images, digits.train_labels)
-    )
-    .shuffle(len(digits.train_labels), seed=seed)
-    .batch(batch_size, drop_remainder=True)
-  )
-  return model.fit(
-    batches,
-    validation_data=(digits.test_images, digits.test_labels),
-    validation_batch_size=len(digits.test_labels),
-    epochs=epochs,
-    shuffle=False,  # `batches` are already.
-    verbose=0,
-    callbacks=[*callbacks, Progress(f'{title:18}')],
-  ).history
+def train(case: Case, *, seeds: int, epochs: int, bar: tqdm.tqdm) -> Result:
+  """Trains the network once a seed, which all cases share."""
+  model = None
+  errors = []
+  for seed in range(seeds):
+    data = load_digits(seed)
+    keras.utils.set_random_seed(seed)
+    fresh = make_model(case)
+    if model is None:
+      model = fresh
+      compile_model(
+        model,
+        batch_size=case.batch_size,
+        steps=len(data.train_labels) // case.batch_size,
+        epochs=epochs,
+        learning_rate=LEARNING_RATE,
+      )
+    else:
+      experiment.restart(model, fresh)
+    history = model.fit(
+      batches_of(data, case.batch_size, seed),
+      validation_data=(data.test_images, data.test_labels),
+      validation_batch_size=len(data.test_labels),
+      epochs=epochs,
+      shuffle=False,  # They are already.
+      verbose=0,
+    ).history
+    errors.append(error_percent(history['val_accuracy'][-1]))
+    bar.update()
+  return Result(errors, model)
 
 
-def train(
-  norm: str,
-  digits: Digits,
-  *,
-  groups: int,
-  batch_size: int,
-  epochs: int,
-  seed: int,
-) -> Result:
-  """Trains the network with one norm, from the same seed for each."""
-  keras.utils.set_random_seed(seed)
-  model = make_model(norm_factory(norm, groups))
-  steps = len(digits.train_labels) // batch_size
-  model.compile(
-    optimizer=keras.optimizers.Adam(
-      keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs * steps)
-    ),
-    loss='sparse_categorical_crossentropy',
-    metrics=['accuracy'],
-  )
-  history = fit(
-    model,
-    digits,
-    batch_size=batch_size,
-    epochs=epochs,
-    seed=seed,
-    title=NORMS[norm],
-  )
-  return Result(
-    norm=norm,
-    model=model,
-    losses=history['loss'],
-    errors=[error_percent(value) for value in history['val_accuracy']],
-    probabilities=model.predict(
-      digits.test_images, batch_size=len(digits.test_images), verbose=0
-    ),
+def table(results: dict[Case, Result]) -> str:
+  """Wrong test digits in percent: median and range of the seeds."""
+  return experiment.markdown(
+    ['norms in', 'images a batch', *NORMS.values()],
+    [
+      [
+        place,
+        str(batch_size),
+        *(
+          f'{experiment.summary(results[norm, in_head, batch_size].errors):.1f}'
+          for norm in NORMS
+        ),
+      ]
+      for in_head, place in PLACES.items()
+      for batch_size in BATCH_SIZES
+    ],
   )
 
 
-def save(result: Result, stem: pathlib.Path) -> None:
+# --- Saving -------------------------------------------------------------------
+
+
+def save(model: keras.Model, stem: pathlib.Path) -> None:
   """Saves `<stem>.keras` and, for serving, a SavedModel in folder `stem`."""
-  result.model.save(f'{stem}.keras')
-  result.model.export(stem)
+  model.save(f'{stem}.keras')
+  model.export(stem)
 
 
 def predict_in_fresh_process(
@@ -363,7 +288,8 @@ def predict_in_fresh_process(
     images: (count, 8, 8, 1).
 
   Returns:
-    `<name of the stem>/<format>` -> probabilities, for both `FORMATS`.
+    `<name of the stem>/<format>` -> probabilities, where a format is `.keras`
+    or `SavedModel`.
 
   Raises:
     RuntimeError: If that process fails, with all it had to say.
@@ -394,72 +320,103 @@ def predict_in_fresh_process(
       return dict(predictions)
 
 
-def largest_differences(
-  results: Sequence[Result], predictions: dict[str, np.ndarray]
-) -> np.ndarray:
-  """How far loaded models are from those in memory: (results, formats)."""
-  return np.array(
+def largest_difference(
+  models: dict[str, keras.Model], folder: pathlib.Path, images: np.ndarray
+) -> float:
+  """How far models of a fresh process, saved in `folder`, are from these."""
+  for name, model in models.items():
+    save(model, folder / name)
+  loaded = predict_in_fresh_process([folder / name for name in models], images)
+  return np.max(
     [
-      [
-        abs(predictions[f'{result.norm}/{form}'] - result.probabilities).max()
-        for form in FORMATS
-      ]
-      for result in results
+      abs(probabilities - models[name.split('/')[0]].predict_on_batch(images))
+      for name, probabilities in loaded.items()
     ]
   )
 
 
-def table(results: Sequence[Result], gaps: np.ndarray) -> str:
-  """The outcome in lines for people; `gaps` are `largest_differences`."""
-  lines = [
-    f'{"norm":18}  test error (%)  training loss      .keras  SavedModel'
-  ]
-  for result, (keras_gap, saved_model_gap) in zip(results, gaps, strict=True):
-    error = result.errors[-1]
-    deviation = np.sqrt(error * (100 - error) / len(result.probabilities))
-    lines.append(
-      f'{result.name:18}  {error:6.2f} +- {deviation:4.2f}'
-      f'  {result.losses[-1]:13.4f}'
-      f'  {keras_gap:10.1e}  {saved_model_gap:10.1e}'
-    )
-  return '\n'.join(lines)
+# --- The picture --------------------------------------------------------------
 
 
-def plot(results: Sequence[Result], digits: Digits, path: pathlib.Path) -> None:
-  """Draws learning curves, and what the first model makes of some digits."""
+def plot(
+  results: dict[Case, Result], images: np.ndarray, path: pathlib.Path
+) -> None:
+  """Draws the errors, and what norms make of pairs of images in the head."""
   # Without pyplot no display is looked for.
-  picture = figure.Figure(figsize=(10, 4.2), dpi=110, layout='constrained')
-  left, right = picture.subfigures(1, 2, width_ratios=(1.15, 1))
-  loss_axes, error_axes = left.subplots(1, 2)
-  plot_curves(results, loss_axes, error_axes)
-  left.legend(
-    handles=loss_axes.lines,
+  picture = figure.Figure(figsize=(10, 4), dpi=110, layout='constrained')
+  *charts, cloud = picture.subplots(1, 3, width_ratios=(1, 1, 1.5))
+  charts[1].sharey(charts[0])
+  for chart, (in_head, place) in zip(charts, PLACES.items(), strict=True):
+    for i, (norm, name) in enumerate(NORMS.items()):
+      plot_summaries(
+        # Side by side, so that no bar hides another.
+        np.arange(len(BATCH_SIZES)) + 0.08 * (i - 0.5),
+        [
+          experiment.summary(results[norm, in_head, batch_size].errors)
+          for batch_size in BATCH_SIZES
+        ],
+        chart,
+        label=name,
+        **LINES[norm],
+      )
+    chart.set_title(f'Norms in {place}', fontsize=11)
+    chart.set_xticks(range(len(BATCH_SIZES)), list(map(str, BATCH_SIZES)))
+    chart.set(xlabel='images a batch', xlim=(-0.4, len(BATCH_SIZES) - 0.6))
+    tidy(chart)
+  charts[0].set_ylabel('wrong digits (%), median and range')
+  charts[0].set_ylim(bottom=0)  # Last: nothing is fitted after it.
+  charts[1].tick_params(labelleft=False)
+  plot_pairs(results, images, cloud)
+  picture.legend(
+    *charts[0].get_legend_handles_labels(),
     loc='outside lower center',
-    ncols=len(results),
+    ncols=len(NORMS),
     frameon=False,
   )
-  plot_digits(results[0], digits, right)
   picture.savefig(path)
 
 
-def plot_curves(
-  results: Sequence[Result], loss_axes: axes.Axes, error_axes: axes.Axes
+def plot_summaries(
+  x: Sequence[float],
+  summaries: Sequence[experiment.Summary],
+  chart: axes.Axes,
+  **line,
 ) -> None:
-  """Training loss and test error over the epochs, one line a norm."""
-  for result in results:
-    epochs = range(1, len(result.losses) + 1)
-    line = {'label': result.name, 'markersize': 4, **LINES[result.norm]}
-    loss_axes.plot(epochs, result.losses, **line)
-    error_axes.plot(epochs, result.errors, **line)
-  loss_axes.set_title('Training loss', fontsize=11)
-  loss_axes.set(ylabel='cross-entropy (nats)', yscale='log')
-  error_axes.set_title('Test error', fontsize=11)
-  error_axes.set_ylabel('wrong digits (%)')
-  error_axes.set_ylim(bottom=0)
-  for each in (loss_axes, error_axes):
-    each.set(xlabel='epoch', xlim=(0.5, len(results[0].losses) + 0.5))
-    each.xaxis.get_major_locator().set_params(integer=True)
-    tidy(each)
+  """Medians, and bars from the least to the greatest of all seeds."""
+  median, low, high = np.transpose(summaries)
+  chart.errorbar(
+    x,
+    median,
+    [median - low, high - median],
+    markersize=5,
+    capsize=2,
+    elinewidth=1,
+    **line,
+  )
+
+
+def plot_pairs(
+  results: dict[Case, Result], images: np.ndarray, chart: axes.Axes
+) -> None:
+  """What enters the norm of the dense layer, and what comes out of it."""
+  for norm in reversed(NORMS):
+    model = results[norm, True, 2].model
+    dense = keras.Model(model.input, model.get_layer('head').output)
+    for i in range(0, len(images), 2):
+      x = dense(images[i : i + 2])
+      y = norm_factory(norm, 2)()(x, training=True)
+      chart.plot(
+        np.ravel(x),
+        np.ravel(y),
+        '.',
+        color=LINES[norm]['color'],
+        markersize=2,
+      )
+  chart.set_title("The dense layer's norm, 2 images a batch", fontsize=11)
+  chart.set(
+    xlabel='a feature before the norm', ylabel='the same after the norm'
+  )
+  tidy(chart)
 
 
 def tidy(chart: axes.Axes) -> None:
@@ -468,63 +425,14 @@ def tidy(chart: axes.Axes) -> None:
   chart.spines[['top', 'right']].set_visible(False)
 
 
-def plot_digits(
-  result: Result, digits: Digits, panel: figure.SubFigure
-) -> None:
-  """A grid of test digits and what they were taken for, mistakes first."""
-  guesses = result.probabilities.argmax(axis=1)
-  wrong = guesses != digits.test_labels
-  cells = GRID_ROWS * GRID_COLUMNS
-  mistakes = np.flatnonzero(wrong)[: cells // 2]
-  hits = np.flatnonzero(~wrong)[: cells - len(mistakes)]
-  panel.suptitle(
-    f'Read by {result.name}: {wrong.sum()} of {len(wrong)} wrong (framed)',
-    fontsize=11,
-  )
-  grid = panel.subplots(GRID_ROWS, GRID_COLUMNS)
-  for cell, i in zip(grid.flat, (*mistakes, *hits), strict=False):
-    cell.imshow(digits.test_images[i, ..., 0], cmap='gray_r')
-    cell.set(xticks=[], yticks=[])
-    if wrong[i]:
-      cell.set_xlabel(
-        f'{guesses[i]}, is {digits.test_labels[i]}',
-        color=MISTAKE_COLOUR,
-        weight='bold',
-      )
-      cell.spines[:].set(color=MISTAKE_COLOUR, linewidth=2.5)
-    else:
-      cell.set_xlabel(str(guesses[i]))
-
-
-def define_seed_flag() -> None:
-  flags.DEFINE_integer(
-    'seed',
-    0,
-    'Of the split, the weights and the order of the images.',
-    lower_bound=0,
-    upper_bound=2**32 - 1,
-  )
+# --- The command --------------------------------------------------------------
 
 
 def define_flags() -> None:
   """Defines the flags; whoever imports this file does not get them."""
-  flags.DEFINE_enum('norm', 'both', ['both', *NORMS], 'both: group and batch.')
-  flags.DEFINE_integer(
-    'batch_size',
-    2,
-    'Images in a batch.',
-    lower_bound=1,
-    upper_bound=TRAIN_SIZE,
-  )
-  flags.DEFINE_integer('epochs', 8, 'Passes over the data.', lower_bound=1)
-  flags.DEFINE_integer('groups', 8, "GroupNorm's groups.", lower_bound=1)
+  flags.DEFINE_integer('seeds', 5, 'Trainings of each kind.', lower_bound=1)
+  flags.DEFINE_integer('epochs', 4, 'Passes over the data.', lower_bound=1)
   flags.DEFINE_string('output', 'out/digits', 'Folder for what is written.')
-  define_seed_flag()
-  flags.register_validator(
-    'groups',
-    lambda groups: all(width % groups == 0 for width in WIDTHS),
-    f'must divide the widths of the network, {WIDTHS}.',
-  )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -535,45 +443,41 @@ def main(argv: Sequence[str]) -> None:
   keras.utils.disable_interactive_logging()
   options = flags.FLAGS
   folder = experiment.output_folder()
-
-  digits = load_digits(options.seed)
+  cases = [
+    Case(*each) for each in itertools.product(NORMS, PLACES, BATCH_SIZES)
+  ]
+  images = load_digits(options.seeds - 1).test_images
   print(
-    f'{TRAIN_SIZE} digits to train on, {len(digits.test_labels)} to test on, '
-    f'batch size {options.batch_size}, epochs: {options.epochs}',
+    f'{TRAIN_SIZE} digits to train on, {len(images)} to test on; epochs: '
+    f'{options.epochs}, trainings of each kind: {options.seeds}',
     flush=True,
   )
-  norms = ('group', 'batch') if options.norm == 'both' else (options.norm,)
-  results = [
-    train(
-      norm,
-      digits,
-      groups=options.groups,
-      batch_size=options.batch_size,
-      epochs=options.epochs,
-      seed=options.seed,
-    )
-    for norm in norms
-  ]
-  for result in results:
-    save(result, folder / result.norm)
-  plot(results, digits, folder / 'digits.png')
-  predictions = predict_in_fresh_process(
-    [folder / norm for norm in norms], digits.test_images
-  )
-  gaps = largest_differences(results, predictions)
-  print(table(results, gaps))
-  print(
-    '(+- one standard error; .keras, SavedModel: the largest difference '
-    'between\n probabilities of the model loaded in a fresh process and '
-    'in memory)'
+  with tqdm.tqdm(
+    total=len(cases) * options.seeds, unit='training', disable=None
+  ) as bar:
+    results = {
+      case: train(case, seeds=options.seeds, epochs=options.epochs, bar=bar)
+      for case in cases
+    }
+  print('\nWrong test digits in percent, median and range of all trainings:\n')
+  print(table(results))
+  print(f'\n{WHY}\n')
+  plot(results, images[:16], folder / 'digits.png')
+  difference = largest_difference(
+    {norm: results[norm, True, 2].model for norm in NORMS}, folder, images
   )
   print(f'Models and picture: {folder}')
-  if not np.max(gaps) <= TOLERANCE:  # So that NaN fails too.
+  if not difference <= TOLERANCE:  # So that NaN fails too.
     sys.exit(
       'A model loaded in a fresh process predicts something else than in '
-      f'memory. Received: a difference of {np.max(gaps):.1e}, which may be '
+      f'memory. Received: a difference of {difference:.1e}, which may be '
       f'{TOLERANCE:.0e} at most.'
     )
+  print(
+    'Loaded in a fresh process, from .keras and SavedModel, they predict the '
+    f'same\nprobabilities as in memory: {difference:.0e} is the largest '
+    'difference.'
+  )
 
 
 if __name__ == '__main__':

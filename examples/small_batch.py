@@ -2,6 +2,7 @@
 
     python examples/small_batch.py
     python examples/small_batch.py --quick
+    python examples/small_batch.py --places=head --norms=group,batch
     python examples/small_batch.py --dataset=cifar10 --train_size=10000
 
 A residual network is trained with batch (BN), group (GN), layer (LN) and
@@ -16,6 +17,11 @@ seeds each. As in the paper (Wu & He, 2018):
 
 BN gets its best chance: its moving averages span the same number of images at
 any batch size (momentum 0.9 at 32 images, the paper's, 0.9 ** (2 / 32) at 2).
+
+All this twice. In the first network only convolutions have norms; the second
+has a dense layer with a norm before its classes, as the paper's box head has
+(section 4.2). There the norm sees one value of each image, so that IN would
+make all of them 0, and is left out. The second trains for half as many epochs.
 
 The images are scikit-learn's 8 by 8 scans of digits, so nothing is downloaded.
 As they are, a thousand of them are soon learned by heart, and noise in the
@@ -43,6 +49,7 @@ import digits  # First: it says how much TensorFlow may print.
 import experiment
 import keras
 import numpy as np
+import resnet
 import tensorflow as tf
 from absl import app, flags
 from matplotlib import axes, figure, ticker
@@ -63,11 +70,16 @@ DOWNLOADS = {
   'fashion_mnist': (10, 60000),
   'mnist': (10, 60000),
 }
+# Where norms are: a key for --places -> what to call it.
+PLACES = {
+  'convolutions': 'norms in convolutions only',
+  'head': 'norms in the head too',
+}
+HEAD = 128  # Outputs of the head's dense layer.
 DIGITS = 1797
 BATCH_SIZES = (32, 16, 8, 4, 2)
 # To this batch size others are compared, and the learning rate refers to it.
-BASE = 32
-MOMENTUM = 0.9
+BASE = digits.BASE
 # How far images are transformed: parts of a turn and of their size.
 ROTATION, ZOOM, SHIFT = 0.05, 0.15, 0.075
 # Images transformed at a time, and how often each image to validate on is, in
@@ -227,9 +239,7 @@ def norm_factory(
     group = functools.partial(tfgroupnorm.GroupNorm, groups=groups)
   return {
     'group': group,
-    'batch': functools.partial(
-      keras.layers.BatchNormalization, momentum=MOMENTUM ** (batch_size / BASE)
-    ),
+    'batch': functools.partial(digits.batch_norm, batch_size),
     'layer': functools.partial(tfgroupnorm.GroupNorm, groups=1),
     'instance': tfgroupnorm.InstanceNorm,
   }[norm]
@@ -245,12 +255,13 @@ def build_model(
     settings['batch_size'],
     settings.get('group_size'),
   )
-  return digits.make_model(
+  return resnet.resnet(
     make_norm,
     make_last_norm=functools.partial(make_norm, gamma_initializer='zeros'),
     shape=shape,
     widths=settings['widths'],
     classes=DOWNLOADS.get(settings['dataset'], (digits.CLASSES, DIGITS))[0],
+    head=settings.get('head'),
   )
 
 
@@ -260,19 +271,12 @@ def _compiled_model(key: str, shape: tuple[int, ...]) -> keras.Model:
   keras.utils.clear_session()
   settings = json.loads(key)
   model = build_model(settings, shape)
-  steps = settings['train_size'] // settings['batch_size']
-  rate = settings['learning_rate'] * settings['batch_size'] / BASE
-  model.compile(
-    optimizer=keras.optimizers.SGD(
-      keras.optimizers.schedules.CosineDecay(rate, settings['epochs'] * steps),
-      momentum=MOMENTUM,
-    ),
-    loss='sparse_categorical_crossentropy',
-    metrics=['accuracy'],
-    # Steps are short: XLA compiles each as a whole, and Python hears of them
-    # once an epoch.
-    jit_compile=True,
-    steps_per_execution=experiment.steps_per_execution(steps),
+  digits.compile_model(
+    model,
+    batch_size=settings['batch_size'],
+    steps=settings['train_size'] // settings['batch_size'],
+    epochs=settings['epochs'],
+    learning_rate=settings['learning_rate'],
   )
   return model
 
@@ -342,6 +346,7 @@ def run_settings(
   groups: int = 4,
   learning_rate: float = 0.05,
   contrast: float = 0.2,
+  head: int | None = None,
 ) -> list[experiment.Settings]:
   """The settings of all runs, the longest first.
 
@@ -356,6 +361,8 @@ def run_settings(
     groups: Groups of GN.
     learning_rate: That of 32 images, linear in the batch size.
     contrast: The least part of its contrast that an image keeps.
+    head: Outputs of a dense layer with a norm before the classes, if there is
+      to be one. Then there are no runs of IN, which would make them all 0.
   """
   return [
     {
@@ -371,10 +378,13 @@ def run_settings(
       'learning_rate': learning_rate,
       'contrast': contrast,
       'transforms': [ROTATION, ZOOM, SHIFT, COPIES],
-      'momentum': MOMENTUM,
+      'momentum': digits.MOMENTUM,
+      # Runs without are what they were before there were heads.
+      **({'head': head} if head else {}),
     }
     for batch_size in sorted(batch_sizes)
     for norm in norms
+    if not (head and norm == 'instance')
     for seed in range(seeds)
   ]
 
@@ -396,10 +406,27 @@ def run_grid(
 def describe(record: experiment.Record) -> str:
   settings, result = record
   return (
-    f'{NORMS[settings["norm"]]:18}  batch {settings["batch_size"]:3}  '
+    f'{NORMS[settings["norm"]]:18}  {place_of(record):12}  '
+    f'batch {settings["batch_size"]:3}  '
     f'seed {settings["seed"]}  error {result["error"]:6.2f}%  '
     f'{result["seconds"]:.0f} s'
   )
+
+
+def place_of(record: experiment.Record) -> str:
+  """Where this run has norms, a key of `PLACES`."""
+  return 'head' if record.settings.get('head') else 'convolutions'
+
+
+def by_place(
+  records: Sequence[experiment.Record],
+) -> dict[str, list[experiment.Record]]:
+  """The runs of each place that occurs, in the order of `PLACES`."""
+  places = {
+    place: [record for record in records if place_of(record) == place]
+    for place in PLACES
+  }
+  return {place: runs for place, runs in places.items() if runs}
 
 
 def values(
@@ -526,90 +553,52 @@ def findings(records: Sequence[experiment.Record]) -> str:
 
 
 def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
-  """Error against batch size, and learning curves of the largest batches."""
+  """Error against batch size, a panel for each place that norms are in."""
+  places = by_place(records)
   # Without pyplot no display is looked for.
-  picture = figure.Figure(figsize=(10, 4.2), dpi=110, layout='constrained')
-  charts = picture.subplots(1, 3, width_ratios=(1.4, 1, 1))
-  charts[2].sharey(charts[1])
-  norms = _present(records, 'norm', list(NORMS))
-  batch_size = max(record.settings['batch_size'] for record in records)
-  plot_errors(records, norms, charts[0])
-  for chart, title, name in (
-    (charts[1], 'Training', 'train_errors'),
-    (charts[2], 'Validation', 'validation_errors'),
-  ):
-    chart.set_title(f'{title}, {batch_size} images a batch', fontsize=11)
-    plot_curves(
-      experiment.select(records, batch_size=batch_size), norms, name, chart
-    )
+  picture = figure.Figure(
+    figsize=(1 + 4.5 * len(places), 4.2), dpi=110, layout='constrained'
+  )
+  charts = picture.subplots(1, len(places), sharey=True, squeeze=False)[0]
+  for chart, (place, runs) in zip(charts, places.items(), strict=True):
+    plot_errors(runs, chart)
+    chart.set_title(PLACES[place].capitalize(), fontsize=12)
+  charts[0].set_ylabel('wrong images (%), median and range')
+  handles, labels = charts[0].get_legend_handles_labels()
   picture.legend(
-    handles=charts[0].get_legend_handles_labels()[0],
+    handles,
+    labels,
     loc='outside lower center',
-    ncols=len(norms),
+    ncols=len(labels),
     frameon=False,
   )
   picture.savefig(path)
 
 
-def plot_errors(
-  records: Sequence[experiment.Record], norms: Sequence[str], chart: axes.Axes
-) -> None:
+def plot_errors(records: Sequence[experiment.Record], chart: axes.Axes) -> None:
   """Medians, and bars from the least to the greatest of all seeds."""
+  norms = _present(records, 'norm', list(NORMS))
   batch_sizes = sorted({record.settings['batch_size'] for record in records})
   for i, norm in enumerate(norms):
-    summaries = [
-      experiment.summary(
-        values(records, 'error', norm=norm, batch_size=batch_size)
-      )
-      for batch_size in batch_sizes
-    ]
-    chart.errorbar(
+    digits.plot_summaries(
       # Side by side, so that no bar hides another.
-      np.log2(batch_sizes) + 0.05 * (i - (len(norms) - 1) / 2),
-      [each.median for each in summaries],
+      np.log2(batch_sizes) + 0.06 * (i - (len(norms) - 1) / 2),
       [
-        [each.median - each.low for each in summaries],
-        [each.high - each.median for each in summaries],
+        experiment.summary(
+          values(records, 'error', norm=norm, batch_size=batch_size)
+        )
+        for batch_size in batch_sizes
       ],
+      chart,
       label=NORMS[norm],
-      markersize=5,
-      capsize=2,
-      elinewidth=1,
       **digits.LINES[norm],
     )
-  chart.set_title('Validation error, median and range', fontsize=11)
-  chart.set(xlabel='images a batch', ylabel='wrong images (%)')
+  chart.set(xlabel='images a batch', yscale='log')
   chart.set_xticks(np.log2(batch_sizes), list(map(str, batch_sizes)))
   chart.invert_xaxis()  # As in the paper.
-  chart.set_ylim(bottom=0)
-  digits.tidy(chart)
-
-
-def plot_curves(
-  records: Sequence[experiment.Record],
-  norms: Sequence[str],
-  name: str,
-  chart: axes.Axes,
-) -> None:
-  """Median over the seeds after each epoch, and the range as a band."""
-  for norm in norms:
-    curves = values(records, name, norm=norm)
-    epochs = np.arange(1, curves.shape[1] + 1)
-    line = {**digits.LINES[norm], 'marker': None}
-    chart.plot(epochs, np.median(curves, axis=0), **line)
-    chart.fill_between(
-      epochs,
-      curves.min(axis=0),
-      curves.max(axis=0),
-      color=line['color'],
-      alpha=0.15,
-      linewidth=0,
-    )
-  chart.set(xlabel='epoch', ylabel='wrong images (%)', yscale='log')
-  chart.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+  chart.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 3, 4, 5, 7)))
   chart.yaxis.set_major_formatter('{x:g}')
   chart.yaxis.set_minor_locator(ticker.NullLocator())
-  chart.xaxis.get_major_locator().set_params(integer=True)
   digits.tidy(chart)
 
 
@@ -626,6 +615,12 @@ def define_flags() -> None:
     'in about a minute. It fails if not. What is trained it chooses itself.',
   )
   flags.DEFINE_list('norms', list(NORMS), 'Some of ' + ', '.join(NORMS))
+  flags.DEFINE_list(
+    'places',
+    list(PLACES),
+    'Which layers have norms: convolutions, those and a dense layer in the '
+    'head, or both in turn.',
+  )
   flags.DEFINE_list('batch_sizes', list(map(str, BATCH_SIZES)), 'Batch sizes.')
   flags.DEFINE_integer(
     'groups', 4, 'Groups of GN, a divisor of all widths.', lower_bound=1
@@ -634,6 +629,18 @@ def define_flags() -> None:
     'norms',
     lambda norms: norms and set(norms) <= set(NORMS),
     f'must be some of {", ".join(NORMS)}.',
+  )
+  flags.register_validator(
+    'places',
+    lambda places: places and set(places) <= set(PLACES),
+    f'must be some of {", ".join(PLACES)}.',
+  )
+  flags.register_multi_flags_validator(
+    ['places', 'norms'],
+    lambda given: (
+      set(given['places']) != {'head'} or set(given['norms']) != {'instance'}
+    ),
+    '--norms must name more than instance: in the head it would make all 0.',
   )
   flags.register_multi_flags_validator(
     ['batch_sizes', 'train_size'],
@@ -732,12 +739,32 @@ def training_options() -> dict[str, Any]:
   }
 
 
+def grid_of_flags() -> list[experiment.Settings]:
+  """The runs that the flags ask for, those with heads last."""
+  options = flags.FLAGS
+  common = {
+    **training_options(),
+    'norms': tuple(dict.fromkeys(options.norms)),
+    'batch_sizes': sorted(set(map(int, options.batch_sizes))),
+    'groups': options.groups,
+  }
+  shorter = {**common, 'epochs': max(1, options.epochs // 2)}
+  grid = []
+  if 'convolutions' in options.places:
+    grid += run_settings(**common)
+  if 'head' in options.places:
+    grid += run_settings(**shorter, head=HEAD)
+  return grid
+
+
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'Flags only. Received: {" ".join(argv[1:])}')
   options = flags.FLAGS
   chosen = [
-    f for f in inspect.signature(run_settings).parameters if options[f].present
+    f
+    for f in ('places', *inspect.signature(run_settings).parameters)
+    if f in options and options[f].present
   ]
   if options.quick and chosen:
     raise app.UsageError(
@@ -748,17 +775,13 @@ def main(argv: Sequence[str]) -> None:
   if options.quick:
     grid = run_settings(**QUICK)
   else:
-    grid = run_settings(
-      **training_options(),
-      norms=tuple(dict.fromkeys(options.norms)),
-      batch_sizes=sorted(set(map(int, options.batch_sizes))),
-      groups=options.groups,
-    )
+    grid = grid_of_flags()
   records = run_grid(grid, folder / RESULTS, describe=describe)
-  print()
-  print(table(records))
-  print()
-  print(findings(records))
+  for place, runs in by_place(records).items():
+    print(f'\n{PLACES[place].capitalize()}:\n')
+    print(table(runs))
+    print()
+    print(findings(runs))
   picture = folder / ('quick.png' if options.quick else PICTURE)
   draw(records, picture)
   print(f'Picture: {picture}')

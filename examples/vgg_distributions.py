@@ -25,6 +25,7 @@ import experiment
 import keras
 import models
 import tensorflow as tf
+import tqdm.keras
 from absl import app, flags, logging
 from matplotlib import figure
 
@@ -87,15 +88,18 @@ def train(
     LAYER,
     update_freq=max(1, epochs * steps // records),
   )
-  history = digits.fit(
-    model,
-    data,
-    batch_size=BATCH_SIZE,
-    epochs=epochs,
-    seed=seed,
-    title=models.NORMS[norm],
-    callbacks=[percentiles],
+  progress = tqdm.keras.TqdmCallback(
+    verbose=0, desc=models.NORMS[norm], disable=None
   )
+  history = model.fit(
+    digits.batches_of(data, BATCH_SIZE, seed),
+    validation_data=(data.test_images, data.test_labels),
+    validation_batch_size=len(data.test_labels),
+    epochs=epochs,
+    shuffle=False,  # They are already.
+    verbose=0,
+    callbacks=[percentiles, progress],
+  ).history
   return Result(
     norm, percentiles, digits.error_percent(history['val_accuracy'][-1])
   )
@@ -161,7 +165,13 @@ def define_flags() -> None:
   flags.DEFINE_string(
     'output', 'out/vgg_distributions', 'Folder for what is written.'
   )
-  digits.define_seed_flag()
+  flags.DEFINE_integer(
+    'seed',
+    0,
+    'Of the split, the weights and the order of the images.',
+    lower_bound=0,
+    upper_bound=2**32 - 1,
+  )
 
 
 def main(argv: Sequence[str]) -> None:

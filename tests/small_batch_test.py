@@ -13,6 +13,10 @@ import pytest
 import small_batch
 
 import programs
+import tfgroupnorm
+
+RUNS = programs.ROOT / 'examples' / 'results' / small_batch.RESULTS
+PAGE = programs.ROOT / 'docs' / 'experiments.md'
 
 
 def test_main_finding_also_after_an_interruption(tmp_path):
@@ -112,6 +116,71 @@ def test_norms_are_those_of_the_paper():
   assert small_batch.norm_factory('group', None, 32, 2)().group_size == 2
 
 
+@pytest.mark.parametrize('norm', ['group', 'batch', 'layer'])
+def test_a_head_has_a_norm(norm):
+  """That of the convolutions, on the vector before the classes."""
+  without, settings = (
+    small_batch.run_settings(norms=[norm], batch_sizes=[2], seeds=1, head=head)
+    for head in (None, 24)
+  )
+  without, settings = without[0], settings[0]
+  assert settings == {**without, 'head': 24}
+  kinds = keras.layers.BatchNormalization, tfgroupnorm.GroupNorm
+  few, many = (
+    [
+      layer
+      for layer in small_batch.build_model(each, (8, 8, 1)).layers
+      if isinstance(layer, kinds)
+    ]
+    for each in (without, settings)
+  )
+  assert len(many) == len(few) + 1
+  assert [tuple(layer.output.shape) for layer in many].count((None, 24)) == 1
+  assert {type(layer) for layer in many} == {type(layer) for layer in few}
+
+
+def test_instance_norm_is_not_in_heads():
+  everywhere = small_batch.run_settings(head=24)
+  norms = {settings['norm'] for settings in everywhere}
+  assert norms == set(small_batch.NORMS) - {'instance'}
+
+
+def test_runs_that_are_kept_are_those_of_the_program():
+  """Who starts it on them has nothing to compute."""
+  with programs.flags_of(small_batch) as parse:
+    parse()
+    grid = small_batch.grid_of_flags()
+  kept = [record.settings for record in experiment.read_records(RUNS)]
+  keys = (
+    sorted(json.dumps(settings, sort_keys=True) for settings in runs)
+    for runs in (grid, kept)
+  )
+  assert next(keys) == next(keys)
+
+
+def test_the_page_has_what_the_program_prints():
+  records = experiment.read_records(RUNS)
+  page = [re.sub(' +', ' ', line) for line in PAGE.read_text().splitlines()]
+  places = small_batch.by_place(records)
+  assert list(places) == list(small_batch.PLACES)
+  for runs in places.values():
+    for text in (small_batch.table(runs), small_batch.findings(runs)):
+      lines = [re.sub(' +', ' ', line) for line in text.splitlines()]
+      first = page.index(lines[2])
+      assert page[first : first + len(lines) - 2] == lines[2:]
+
+
+def test_a_panel_for_each_place(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(
+    small_batch, 'plot_errors', lambda runs, _: drawn.append(len(runs))
+  )
+  records = experiment.read_records(RUNS)
+  small_batch.draw(records, tmp_path / 'both.png')
+  small_batch.draw(records[:3], tmp_path / 'one.png')
+  assert drawn == [100, 75, 3]
+
+
 def test_other_datasets(monkeypatch):
   """As Keras would bring them; of these all may be trained on."""
   rng = np.random.default_rng(0)
@@ -195,6 +264,8 @@ def test_findings(differences, said):
     ['--norms=nothing'],
     ['--batch_sizes=2,0'],
     ['--groups=5'],
+    ['--places=nothing'],
+    ['--places=head', '--norms=instance'],
     ['--train_size=1797'],
     ['--dataset=cifar10', '--train_size=49999'],
   ],
