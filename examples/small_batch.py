@@ -89,10 +89,11 @@ CHUNK, COPIES = 8192, 8
 QUICK = {
   'norms': ('group', 'batch'),
   'batch_sizes': (BASE, 2),
-  'epochs': 10,
+  'epochs': 4,
   'seeds': 1,
+  'head': HEAD,
 }
-QUICK_MARGIN = 1.0
+QUICK_MARGIN = 5.0
 RESULTS = 'small_batch.jsonl'
 PICTURE = 'small_batch.png'
 
