@@ -114,7 +114,7 @@ def test_readme():
     if case:
       step = times[f'{case} float32']['step']
       wanted = [f'{step[o]:.1f}' for o in ('keras', 'keras, compiled', 'torch')]
-    found = [f'{shares[f"{block} float32"]:.2f}' for block in blocks]
+    found = sorted(f'{1 / shares[f"{block} float32"]:.1f}' for block in blocks)
     assert shown[name] == [*wanted, ' to '.join(found)]
 
 
