@@ -414,7 +414,7 @@ def plot_pairs(
       )
   chart.set_title("The dense layer's norm, 2 images a batch", fontsize=11)
   chart.set(
-    xlabel='a feature before the norm', ylabel='the same after the norm'
+    xlabel='a feature before the norm', ylabel='that feature after it'
   )
   tidy(chart)
 

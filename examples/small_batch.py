@@ -73,7 +73,7 @@ DOWNLOADS = {
 # Where norms are: a key for --places -> what to call it.
 PLACES = {
   'convolutions': 'norms in convolutions only',
-  'head': 'norms in the head too',
+  'head': 'norms after a dense layer too',
 }
 HEAD = 128  # Outputs of the head's dense layer.
 DIGITS = 1797
