@@ -192,6 +192,9 @@ def test_blocks():
       costs(v5e, 'kilocycles', 0),
       share(v5e),
     ], block
+  on_a100 = [share(rows['a100', 'step']) for rows in blocks.values()]
+  page = (ROOT / 'docs' / 'performance.md').read_text()
+  assert f'On an A100 it adds {min(on_a100)} to {max(on_a100)} of' in page
 
 
 def test_memory():
