@@ -92,8 +92,9 @@ PANELS = [(t, p) for t in ('h100', 'v5e') for p in ('forward', 'step')]
 def of_blocks():
   for row in numbers('xla_cost_blocks'):
     block, _, dtype = row['block'].rpartition(' ')
-    panel = PANELS.index((row['target'], row['pass']))
-    if row['share'] is not None:
+    where = row['target'], row['pass']
+    if where in PANELS and row['share'] is not None:
+      panel = PANELS.index(where)
       yield panel, block, f'tfgroupnorm, {dtype}', row['share']
 
 
