@@ -270,7 +270,8 @@ class _Found:
 
   def become(self, twin: Layer) -> None:
     """Makes `twin`, a copy of `layer`, what `norm` is."""
-    weights = [getattr(twin, name) for name in ('gamma', 'beta')]
+    # The oldest Keras 3 has no attribute for what is switched off.
+    weights = [getattr(twin, name, None) for name in ('gamma', 'beta')]
     self.norm.set_weights([np.array(w) for w in weights if w is not None])
     _becoming.become(twin, self.norm, dropped=_STATISTICS)
 
