@@ -41,7 +41,7 @@ fpn: .venv/.examples ## Train a detector on two images of 800x1088, for 3 steps
 test: lint ## Lint, then run all tests
 	.venv/bin/python -m pytest -q -n 2 --dist=worksteal
 
-test-jax: .venv-jax/.jax .venv-bench/.bench ## Run on JAX the tests that are for both frameworks
+test-jax: .venv-jax/.$(subst =,-,$(JAX)) .venv-bench/.bench ## Run on JAX the tests that are for both frameworks
 	.venv-jax/bin/python -m pytest -q -n 2 --dist=worksteal --framework=jax
 	.venv-bench/bin/python -m pytest -q tests/backends_check.py
 
@@ -56,7 +56,7 @@ test-pythons: $(PYTHONS:%=.venv-python%/.test) ## Run all tests on each Python t
 test-nightly: .venv-nightly/.nightly ## Run all tests on tomorrow's TensorFlow, Keras and tf-keras
 	.venv-nightly/bin/python -m pytest -q -n 2 --dist=worksteal
 
-test-hub: .venv-consumers/.hub ## Check docs/models.md on models of KerasHub; takes minutes
+test-hub: .venv-consumers/.consumers ## Check docs/models.md on models of KerasHub; takes minutes
 	.venv-consumers/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
 
 lint: .venv/.test ## Check style and types
@@ -116,17 +116,19 @@ clean: ## Remove all that was made, environments too
 	@touch $@
 
 .venv-consumers/.%: setup.cfg pyproject.toml | .venv-consumers/bin/pip
-	.venv-consumers/bin/python -m pip install -q -e '.[$*]'
+	.venv-consumers/bin/python -m pip install -q -e '.[consumers,hub]'
 	@touch $@
 
-# Of the tests, where the package is installed without what it names.
+# What the tests import, for environments where the package is installed without
+# its dependencies.
 TOOLS := absl-py hypothesis ipykernel matplotlib nbclient pytest pytest-xdist \
   scikit-learn scipy tqdm
 
 # Without TensorFlow, which the package's own dependencies would bring.
-.venv-jax/.jax: setup.cfg pyproject.toml | .venv-jax/bin/pip
+.venv-jax/.$(subst =,-,$(JAX)): setup.cfg pyproject.toml | .venv-jax/bin/pip
 	.venv-jax/bin/python -m pip install -q --no-deps -e .
 	.venv-jax/bin/python -m pip install -q '$(JAX)' keras $(TOOLS)
+	@rm -f .venv-jax/.jax*  # Of another JAX.
 	@touch $@
 
 .venv-python%/.test: setup.cfg pyproject.toml
@@ -135,9 +137,10 @@ TOOLS := absl-py hypothesis ipykernel matplotlib nbclient pytest pytest-xdist \
 	@touch $@
 
 # What the package names itself would bring today's TensorFlow.
+.PHONY: .venv-nightly/.nightly  # Tomorrow's of each day.
 .venv-nightly/.nightly: setup.cfg pyproject.toml | .venv-nightly/bin/pip
 	.venv-nightly/bin/python -m pip install -q --no-deps -e . tensorflow-serving-api
-	.venv-nightly/bin/python -m pip install -q tf-nightly keras-nightly tf-keras-nightly $(TOOLS)
+	.venv-nightly/bin/python -m pip install -q --upgrade tf-nightly keras-nightly tf-keras-nightly $(TOOLS)
 	@touch $@
 
 .venv-dist/.dist: | .venv-dist/bin/pip

@@ -176,7 +176,8 @@ def describe(figure: Figure) -> str:
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     for bars in pane.containers:
       for name, bar in zip(names, bars, strict=True):
-        said.append((name, bars.get_label(), bar.get_width()))
+        where = f'{pane.get_title("left")} {name}'.strip()
+        said.append((where, bars.get_label(), bar.get_width()))
     for line in pane.lines:
       for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True):
         if not line.get_label().startswith('_'):
@@ -237,6 +238,8 @@ def cpu_growth() -> Figure:
         for row in rows
         if (row['varied'], row['contender']) == (what, key)
       ]
+      if not points:  # PyTorch, where it is not installed.
+        continue
       sizes, times = zip(*points, strict=True)
       colour = COLOURS[name]
       pane.plot(sizes, times, style, color=colour, markersize=4, label=name)

@@ -2,8 +2,8 @@
 
   python benchmarks/exactness.py [--write]
 
-The largest error against float64, as `tests/exactness_test.py` takes it and
-holds ours to it. PyTorch joins where it is installed.
+The largest error against float64, as `tests/exactness_test.py` takes it.
+PyTorch joins where it is installed.
 
 `--write` puts the errors into `results/exactness.json`.
 """

@@ -242,7 +242,7 @@ def train(case: Case, *, seeds: int, epochs: int, bar: tqdm.tqdm) -> Result:
       validation_data=(data.test_images, data.test_labels),
       validation_batch_size=len(data.test_labels),
       epochs=epochs,
-      shuffle=False,  # They are already.
+      shuffle=False,  # `batches_of` shuffles.
       verbose=0,
     ).history
     errors.append(error_percent(history['val_accuracy'][-1]))
@@ -341,7 +341,7 @@ def largest_difference(
 def plot(
   results: dict[Case, Result], images: np.ndarray, path: pathlib.Path
 ) -> None:
-  """Draws the errors, and what norms make of pairs of images in the head."""
+  """Draws the errors, and what norms make of pairs of images there."""
   # Without pyplot no display is looked for.
   picture = figure.Figure(figsize=(10, 4), dpi=110, layout='constrained')
   *charts, cloud = picture.subplots(1, 3, width_ratios=(1, 1, 1.5))
@@ -413,9 +413,7 @@ def plot_pairs(
         markersize=2,
       )
   chart.set_title("The dense layer's norm, 2 images a batch", fontsize=11)
-  chart.set(
-    xlabel='a feature before the norm', ylabel='that feature after it'
-  )
+  chart.set(xlabel='a feature before the norm', ylabel='that feature after it')
   tidy(chart)
 
 

@@ -57,8 +57,8 @@ def resnet(
     widths: Channels of each stage. All but the first halve height and width.
     classes: Number of classes.
     head: Outputs of a dense layer with a norm of its own, which sees the last
-      features at all positions, as the paper's box head does. Left out, their
-      means over the positions go to the classes at once.
+      features at all positions. Left out, their means over the positions go to
+      the classes at once.
   """
   image = keras.Input(shape)
   x = convolution(image, widths[0], make_norm)

@@ -19,9 +19,9 @@ BN gets its best chance: its moving averages span the same number of images at
 any batch size (momentum 0.9 at 32 images, the paper's, 0.9 ** (2 / 32) at 2).
 
 All this twice. In the first network only convolutions have norms; the second
-has a dense layer with a norm before its classes, as the paper's box head has
-(section 4.2). There the norm sees one value of each image, so that IN would
-make all of them 0, and is left out. The second trains for half as many epochs.
+has a dense layer with a norm before its classes too. There the norm sees one
+value of each image, so that IN would make all of them 0, and is left out. The
+second trains for half as many epochs.
 
 The images are scikit-learn's 8 by 8 scans of digits, so nothing is downloaded.
 As they are, a thousand of them are soon learned by heart, and noise in the
@@ -488,6 +488,21 @@ def span(records: Sequence[experiment.Record], norm: str) -> np.ndarray:
   )
 
 
+def _difference(
+  records: Sequence[experiment.Record],
+  above: str,
+  below: str,
+  batch_size: int,
+  name: str = 'error',
+) -> np.ndarray:
+  """By how many points one norm is above another; empty if one is missing."""
+  high, low = (
+    values(records, name, norm=norm, batch_size=batch_size)
+    for norm in (above, below)
+  )
+  return high - low if len(high) == len(low) else np.array([])
+
+
 def findings(records: Sequence[experiment.Record]) -> str:
   """Which of the paper's findings these runs show, as a table with figures.
 
@@ -510,13 +525,7 @@ def findings(records: Sequence[experiment.Record]) -> str:
         ]
       )
 
-  def difference(above, below, size, name='error') -> np.ndarray:
-    high, low = (
-      values(records, name, norm=norm, batch_size=size)
-      for norm in (above, below)
-    )
-    return high - low if len(high) == len(low) else np.array([])
-
+  difference = functools.partial(_difference, records)
   if BASE in sizes and 'batch' in norms:
     for size in sizes[:2]:
       if size < BASE:

@@ -96,7 +96,7 @@ def train(
     validation_data=(data.test_images, data.test_labels),
     validation_batch_size=len(data.test_labels),
     epochs=epochs,
-    shuffle=False,  # They are already.
+    shuffle=False,  # `batches_of` shuffles.
     verbose=0,
     callbacks=[percentiles, progress],
   ).history

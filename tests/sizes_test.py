@@ -27,7 +27,7 @@ def number_compiled():
 
 @pytest.fixture(autouse=True)
 def nothing_counted():
-  """What other tests called: a size that shares a place would be compiled."""
+  """Forgets what other tests called; two sizes may share a place."""
   table = sizes._table('worked')
   places, _ = tf.raw_ops.LookupTableExportV2(
     table_handle=table, Tkeys=tf.int64, Tvalues=tf.int64
