@@ -324,22 +324,19 @@ def main_of_blocks(folder: pathlib.Path):
   head = ('kernels', 'traffic, T', 'temporaries, T', 'kilocycles')
   print(' ' * 76 + ' share' + ''.join(f'{title:>26}' for title in head))
   print(' ' * 82 + ('  ' + ''.join(f'{o:>8}' for o in blocks.OWNERS)) * 4)
-  results = []
   for block, target, name, found in costs_of_blocks(
     chosen, TARGETS.value, folder
   ):
     print(row_of_block(block, target, name, found), flush=True)
-    results.append(
-      {
-        'block': block.name,
-        'target': target,
-        'pass': name,
-        'share': round(share(found), 3),
-        **{owner: rounded(cost) for owner, cost in found.items()},
-      }
-    )
-  if WRITE.value:
-    write('xla_cost_blocks.json', results)
+    result = {
+      'block': block.name,
+      'target': target,
+      'pass': name,
+      'share': round(share(found), 3),
+      **{owner: rounded(cost) for owner, cost in found.items()},
+    }
+    if WRITE.value:  # One by one: all of them take an hour.
+      write('xla_cost_blocks.json', [result])
 
 
 WHOLE_NETWORKS = ('resnet50', 'transformer')
@@ -347,7 +344,6 @@ WHOLE_NETWORKS = ('resnet50', 'transformer')
 
 def main_of_networks(folder: pathlib.Path):
   """Training steps of whole networks; each takes minutes for a TPU."""
-  results = []
   for target in TARGETS.value:
     compiler = Compiler(target)
     for name in filter(re.compile(CASES.value).search, WHOLE_NETWORKS):
@@ -358,12 +354,11 @@ def main_of_networks(folder: pathlib.Path):
         )
         # Per GB, not per T: the input is the least of what moves.
         cost, _ = compiler.cost(path.read_text(), 10**9)
-        results.append(
-          {'network': name, 'target': target, 'owner': owner, **rounded(cost)}
-        )
+        result = {'network': name, 'target': target, 'owner': owner}
+        result |= rounded(cost)
         print(f'{target:6}{name:12}{owner:8}{rounded(cost)}', flush=True)
-  if WRITE.value:
-    write('xla_cost_networks.json', results)
+        if WRITE.value:
+          write('xla_cost_networks.json', [result])
 
 
 def rounded(cost: Cost) -> dict:
