@@ -198,6 +198,19 @@ def test_blocks():
   assert f'On an A100 it adds {min(on_a100)} to {max(on_a100)} of' in page
 
 
+def test_cpu_through_jax():
+  times = {}
+  for row in results('jax_cpu.json'):
+    times.setdefault(row['case'], []).append(row)
+  assert table('docs/jax.md', 'norm alone') == {
+    case: [
+      pair(*(row.get(o) and row[o] / row['ours'] for row in rows))
+      for o in ('keras', 'flax')
+    ]
+    for case, rows in times.items()
+  }
+
+
 def test_memory():
   found = results('memory.json')
   rows = {
