@@ -16,6 +16,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -65,24 +66,51 @@ class Block:
 # --- What blocks are made of -------------------------------------------------
 
 
-def _conv(x, weight):
+def _nn():
+  """Operations of the framework that this process is for."""
+  if os.environ.get('KERAS_BACKEND') == 'jax':
+    import jax
+    from jax import numpy as jnp
+
+    def conv(x, weight):
+      layouts = 'NHWC', 'HWIO', 'NHWC'
+      return jax.lax.conv_general_dilated(
+        x, weight, (1, 1), 'SAME', dimension_numbers=layouts
+      )
+
+    return types.SimpleNamespace(
+      conv=conv,
+      tensordot=jnp.tensordot,
+      einsum=jnp.einsum,
+      reshape=jnp.reshape,
+      softmax=jax.nn.softmax,
+      activation=lambda name: getattr(jax.nn, name),
+    )
   import tensorflow as tf
 
-  return tf.nn.conv2d(x, weight, 1, 'SAME')
+  return types.SimpleNamespace(
+    conv=lambda x, weight: tf.nn.conv2d(x, weight, 1, 'SAME'),
+    tensordot=tf.tensordot,
+    einsum=tf.einsum,
+    reshape=tf.reshape,
+    softmax=tf.nn.softmax,
+    activation=lambda name: getattr(tf.nn, name),
+  )
+
+
+def _conv(x, weight):
+  return _nn().conv(x, weight)
 
 
 def _dense(x, weight):
-  import tensorflow as tf
-
-  return tf.tensordot(x, weight, 1)
+  return _nn().tensordot(x, weight, 1)
 
 
 def _attention(q, k, v):
   """Of (batch, time, heads, features)."""
-  import tensorflow as tf
-
-  scores = tf.einsum('bthd,bshd->bhts', q, k) / math.sqrt(q.shape[-1])
-  return tf.einsum('bhts,bshd->bthd', tf.nn.softmax(scores), v)
+  nn = _nn()
+  scores = nn.einsum('bthd,bshd->bhts', q, k) / math.sqrt(q.shape[-1])
+  return nn.einsum('bhts,bshd->bthd', nn.softmax(scores), v)
 
 
 # --- The blocks --------------------------------------------------------------
@@ -146,10 +174,8 @@ def style(*shape: int) -> Block:
   """Of a network that transfers style: parameters of each sample."""
 
   def body(x, weights, norms):
-    import tensorflow as tf
-
     (norm,), (weight,) = norms, weights
-    return tf.nn.relu(norm(_conv(x, weight)))
+    return _nn().activation('relu')(norm(_conv(x, weight)))
 
   size = shape[-1]
   return Block(
@@ -165,10 +191,9 @@ def feed_forward(*shape: int, **options) -> Block:
   """Of a Transformer."""
 
   def body(x, weights, norms):
-    import tensorflow as tf
-
     (norm,), (a, b) = norms, weights
-    return x + _dense(tf.nn.gelu(_dense(norm(x), a), True), b)
+    gelu = _nn().activation('gelu')
+    return x + _dense(gelu(_dense(norm(x), a), approximate=True), b)
 
   size = shape[-1]
   kind = 'RMS' if options.get('rms') else 'LN'
@@ -204,15 +229,14 @@ def attention(*shape: int, heads: int = 12, flat: bool = True) -> Block:
   apart = (*shape[:-1], heads, size // heads)
 
   def body(x, weights, norms):
-    import tensorflow as tf
-
+    reshape = _nn().reshape
     q, k, v = (_dense(x, weight) for weight in weights[:3])
     if flat:
       q, k = (norm(t) for norm, t in zip(norms, (q, k), strict=True))
-    q, k, v = (tf.reshape(t, apart) for t in (q, k, v))
+    q, k, v = (reshape(t, apart) for t in (q, k, v))
     if not flat:
       q, k = (norm(t) for norm, t in zip(norms, (q, k), strict=True))
-    y = tf.reshape(_attention(q, k, v), shape)
+    y = reshape(_attention(q, k, v), shape)
     return x + _dense(y, weights[3])
 
   norm = c.head(*shape, heads=heads) if flat else c.heads_apart(*apart)
@@ -245,22 +269,23 @@ ALL = [
 ]
 
 
-# --- As functions of TensorFlow ----------------------------------------------
+# --- Blocks in a row ---------------------------------------------------------
 
 
 def _nothing(case: c.Case) -> Callable:
   """What is left without a norm: its activation."""
-  import tensorflow as tf
-
   activation = case.options.get('activation')
-  function = getattr(tf.nn, activation) if activation else tf.identity
+  function = _nn().activation(activation) if activation else lambda x: x
   return lambda x, gamma, beta: function(x)
 
 
-def _forward(block: Block, owner: str) -> Callable:
-  """`(x, weights, parameters)` -> y, through the block `TIMES` in a row."""
-  make = {'nothing': _nothing, 'ours': c.ours, 'keras': c.theirs}[owner]
-  functions = [make(norm) for norm in block.norms]
+def in_a_row(block: Block, make: Callable | None) -> Callable:
+  """`(x, weights, parameters)` -> y, through the block `TIMES` in a row.
+
+  `make` makes a function `(x, gamma, beta)` -> y of a case; `None`: nothing is
+  in the place of the norms.
+  """
+  functions = [(make or _nothing)(norm) for norm in block.norms]
 
   def bound(function, gamma, beta):
     return lambda x: function(x, gamma, beta)
@@ -275,6 +300,9 @@ def _forward(block: Block, owner: str) -> Callable:
     return x
 
   return run
+
+
+# --- As functions of TensorFlow ----------------------------------------------
 
 
 def _step(forward: Callable) -> Callable:
@@ -329,8 +357,9 @@ def texts(block: Block, platform: str) -> Iterator[tuple[str, str, str]]:
 
     return run
 
+  makers = {'nothing': None, 'ours': c.ours, 'keras': c.theirs}
   for owner in OWNERS:
-    forward = _forward(block, owner)
+    forward = in_a_row(block, makers[owner])
     yield owner, 'forward', c.lower(of_flat(forward), flat, platform)
     step = of_flat(_step(forward))
     yield owner, 'step', c.lower(step, [*flat, x], platform)

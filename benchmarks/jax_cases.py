@@ -17,11 +17,11 @@ def function_of(case: c.Case, owner: str) -> Callable | None:
   """Of (x, gamma, beta); `None` where an owner has no such thing."""
   if owner == 'ours':
     return functools.partial(_ours, case)
-  if case.masked or case.per_sample:
+  if case.masked:
     return None
   if owner == 'keras':
     return _by_keras(case)
-  if case.rms or case.options.get('activation'):
+  if case.per_sample or case.rms or case.options.get('activation'):
     return None
   return c.by_flax(case)
 
@@ -53,10 +53,11 @@ def _ours(case: c.Case, x, gamma, beta):
 
 def _by_keras(case: c.Case) -> Callable:
   import keras
+  from jax import numpy as jnp
 
   axis = case.options.get('axis', -1)
   shape, size = case.shape, case.shape[axis]
-  if case.kind == 'HeadNorm':  # It has one gamma for all heads.
+  if 'num_heads' in case.options:
     size //= case.options['num_heads']
     shape = (*shape[:-1], -1, size)
   policy = case.dtype if case.dtype == 'float32' else f'mixed_{case.dtype}'
@@ -73,11 +74,23 @@ def _by_keras(case: c.Case) -> Callable:
   activation = keras.activations.get(case.options.get('activation'))
 
   def run(x, gamma, beta):
-    weights = [gamma[:size]] if case.rms else [gamma[:size], beta[:size]]
+    # Of heads: it has one gamma for all of them.
+    weights = [gamma.ravel()[:size], beta.ravel()[:size]]
+    if case.rms:
+      del weights[1]
     y, _ = layer.stateless_call(weights, [], x.reshape(shape))
     return activation(y).reshape(case.shape)
 
-  return run
+  def run_per_sample(x, gamma, beta):
+    ones = jnp.ones(size)
+    y, _ = layer.stateless_call([ones, 0 * ones], [], x)
+    positions = tuple(range(1, x.ndim - 1))
+    gamma, beta = (
+      jnp.expand_dims(p, positions).astype(y.dtype) for p in (gamma, beta)
+    )
+    return activation(y * gamma + beta)
+
+  return run_per_sample if case.per_sample else run
 
 
 def step(function: Callable) -> Callable:

@@ -1,16 +1,19 @@
 """What XLA makes of JAX' own programs on GPUs and TPUs that are not here.
 
   python benchmarks/jax_cost.py [--targets=h100,v5e] [--cases=GN] [--write]
+  python benchmarks/jax_cost.py --blocks
 
 As `xla_cost.py`, with its cases, compilers and counts, for the StableHLO that
 JAX makes: our functions, the layers of Keras on JAX, and flax, which has no
-masks and wants the channels last. `jax_cost_test.py` holds ours to the budgets
-that TensorFlow's programs have, and to a tighter one where JAX has what
-TensorFlow has not.
+masks and wants the channels last. Blocks are counted with our functions, with
+the layers of Keras, and with nothing in their place. `jax_cost_test.py` holds
+ours to the budgets that TensorFlow's programs have, and to a tighter one where
+JAX has what TensorFlow has not.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import sys
@@ -18,12 +21,14 @@ import tempfile
 
 from absl import app
 
+import blocks
 import cases as c
 import xla_cost
 from jax_cases import OWNERS, function_of, step
 
 
-def _write_stablehlo(cases, platforms, folder, owners):
+def _lowered(platforms):
+  """Yields each platform, and what lowers functions as for it to text."""
   os.environ['KERAS_BACKEND'] = 'jax'
   os.environ['JAX_PLATFORMS'] = 'cpu'
   import jax
@@ -34,6 +39,25 @@ def _write_stablehlo(cases, platforms, folder, owners):
     # Nothing runs there; the kernel chooses its form by this.
     dispatch._platform = lambda *_, name=platform: name
     target = {'TPU': 'tpu', 'GPU': 'cuda', 'CPU': 'cpu'}[platform]
+
+    def lower(function, arguments, target=target):
+      # A lambda of its own: JAX knows what it has traced.
+      trace = jax.jit(lambda *a: function(*a)).trace(*arguments)
+      return trace.lower(lowering_platforms=(target,)).as_text()
+
+    yield platform, lower
+
+
+def _write(text, *path):
+  path = pathlib.Path(*path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+
+
+def _write_stablehlo(cases, platforms, folder, owners):
+  for platform, lower in _lowered(platforms):
+    import jax
+
     for case in cases:
       x = jax.ShapeDtypeStruct(case.shape, case.dtype)
       p = jax.ShapeDtypeStruct(case.parameter_shape, 'float32')
@@ -45,12 +69,48 @@ def _write_stablehlo(cases, platforms, folder, owners):
           ('forward', function, (x, p, p)),
           ('step', step(function), (x, p, p, x)),
         ):
-          # A lambda of its own: JAX knows what it has traced.
-          trace = jax.jit(lambda *a, f=traced: f(*a)).trace(*arguments)
-          text = trace.lower(lowering_platforms=(target,)).as_text()
-          path = folder / platform / owner / name / f'{case.name}.mlir'
-          path.parent.mkdir(parents=True, exist_ok=True)
-          path.write_text(text)
+          text = lower(traced, arguments)
+          _write(text, folder, platform, owner, name, f'{case.name}.mlir')
+
+
+def _step_of_block(forward):
+  """`(x, weights, parameters, dy)` -> y and all gradients."""
+  import jax
+
+  def run(x, weights, parameters, dy):
+    y, back = jax.vjp(forward, x, weights, parameters)
+    finished, dy = jax.lax.optimization_barrier((y, dy))
+    return finished, back(dy)
+
+  return run
+
+
+def _write_blocks(names, platforms, folder):
+  for platform, lower in _lowered(platforms):
+    import jax
+
+    for block in (block for block in blocks.ALL if block.name in names):
+      x = jax.ShapeDtypeStruct(block.shape, block.dtype)
+      weights = [jax.ShapeDtypeStruct(s, block.dtype) for s in block.weights]
+      parameters = [
+        [jax.ShapeDtypeStruct(norm.parameter_shape, 'float32')] * 2
+        for norm in block.norms
+      ]
+      arguments = x, [weights] * blocks.TIMES, [parameters] * blocks.TIMES
+      for owner in blocks.OWNERS:
+        make = functools.partial(function_of, owner=owner)
+        forward = blocks.in_a_row(block, None if owner == 'nothing' else make)
+        for name, text in (
+          ('forward', lower(forward, arguments)),
+          ('step', lower(_step_of_block(forward), (*arguments, x))),
+        ):
+          _write(text, folder, platform, owner, name, f'{block.name}.mlir')
+
+
+def write_blocks(chosen, platforms, folder: pathlib.Path) -> None:
+  """As `blocks.write_stablehlo`."""
+  names = [block.name for block in chosen]
+  c.alone(_write_blocks, names, platforms, folder)
 
 
 def costs(cases, targets, folder: pathlib.Path, owners=OWNERS):
@@ -72,6 +132,9 @@ def costs(cases, targets, folder: pathlib.Path, owners=OWNERS):
 
 def main(_):
   folder = pathlib.Path(xla_cost.KEEP.value or tempfile.mkdtemp())
+  if xla_cost.BLOCKS.value:
+    xla_cost.main_of_blocks(folder, write_blocks, 'jax_cost_blocks.json')
+    return
   results = []
   print(f'{"":56}{"":8}{"kernels":>9}{"T":>9}{"kilocycles":>12}')
   for case, target, name, owner, cost in costs(

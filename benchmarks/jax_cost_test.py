@@ -2,6 +2,8 @@
 
 import pytest
 
+import blocks
+import blocks_test
 import jax_cost
 import xla_cost
 from budgets_test import BUDGETS
@@ -47,3 +49,32 @@ def test_budget(target, case, name, costs):
     else:
       found = getattr(ours, what)
     assert found <= most, f'{what}: {found:.3f} exceeds the budget of {most}'
+
+
+# On a TPU the shares of TensorFlow's programs tell the same, and take minutes.
+OF_BLOCKS = blocks_test.BUDGETS['h100']
+
+
+@pytest.fixture(scope='module')
+def costs_of_blocks(tmp_path_factory):
+  return {
+    (block.name, name): found
+    for block, _, name, found in xla_cost.costs_of_blocks(
+      [block for block in blocks.ALL if block.name in OF_BLOCKS],
+      ['h100'],
+      tmp_path_factory.mktemp('stablehlo'),
+      jax_cost.write_blocks,
+    )
+  }
+
+
+@pytest.mark.parametrize(
+  'block, name, most',
+  [
+    (block, name, most)
+    for block, passes in OF_BLOCKS.items()
+    for name, most in passes.items()
+  ],
+)
+def test_share(block, name, most, costs_of_blocks):
+  assert xla_cost.share(costs_of_blocks[block, name]) <= most

@@ -284,10 +284,12 @@ def row(case, target, name, pair) -> str:
   return text
 
 
-def costs_of_blocks(chosen, targets, folder: pathlib.Path):
+def costs_of_blocks(
+  chosen, targets, folder: pathlib.Path, write_stablehlo=blocks.write_stablehlo
+):
   """Yields (block, target, pass, {owner: cost})."""
   platforms = sorted({platform(target) for target in targets})
-  blocks.write_stablehlo(chosen, platforms, folder)
+  write_stablehlo(chosen, platforms, folder)
   for target in targets:
     compiler = Compiler(target)
     for block in chosen:
@@ -319,13 +321,17 @@ def row_of_block(block, target, name, costs) -> str:
   return text
 
 
-def main_of_blocks(folder: pathlib.Path):
+def main_of_blocks(
+  folder: pathlib.Path,
+  write_stablehlo=blocks.write_stablehlo,
+  name_of_results='xla_cost_blocks.json',
+):
   chosen = [block for block in blocks.ALL if CASES.value in block.name]
   head = ('kernels', 'traffic, T', 'temporaries, T', 'kilocycles')
   print(' ' * 76 + ' share' + ''.join(f'{title:>26}' for title in head))
   print(' ' * 82 + ('  ' + ''.join(f'{o:>8}' for o in blocks.OWNERS)) * 4)
   for block, target, name, found in costs_of_blocks(
-    chosen, TARGETS.value, folder
+    chosen, TARGETS.value, folder, write_stablehlo
   ):
     print(row_of_block(block, target, name, found), flush=True)
     result = {
@@ -336,7 +342,7 @@ def main_of_blocks(folder: pathlib.Path):
       **{owner: rounded(cost) for owner, cost in found.items()},
     }
     if WRITE.value:  # One by one: all of them take an hour.
-      write('xla_cost_blocks.json', [result])
+      write(name_of_results, [result])
 
 
 WHOLE_NETWORKS = ('resnet50', 'transformer')

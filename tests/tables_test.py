@@ -198,6 +198,17 @@ def test_blocks():
   assert f'On an A100 it adds {min(on_a100)} to {max(on_a100)} of' in page
 
 
+def test_blocks_through_jax():
+  shares = [
+    row['share']
+    for row in results('jax_cost_blocks.json')
+    if (row['target'], row['pass']) == ('h100', 'step')
+  ]
+  assert len(shares) == len(table('docs/performance.md', 'block, twice'))
+  page = (ROOT / 'docs' / 'jax.md').read_text()
+  assert f'adds {min(shares):.2f} to {max(shares):.2f} of what Keras' in page
+
+
 def test_cpu_through_jax():
   times = {}
   for row in results('jax_cpu.json'):
