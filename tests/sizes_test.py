@@ -90,9 +90,12 @@ def test_the_last_batch_of_an_epoch(generation, soon):
   x = zeros(5 * 4 + 3, shape)
   before = number_compiled()
   model.fit(x, x, batch_size=4, epochs=2, verbose=0)
-  assert number_compiled() == before + 1
+  # Keras traces the first batch with its size from 3.16 on: not counted.
+  version = importlib.import_module(generation).__version__.split('.')
+  counted = [*map(int, version[:2])] < [3, 16]
+  assert number_compiled() == before + counted
   model.fit(x, x, batch_size=4, epochs=1, verbose=0)
-  assert number_compiled() == before + 2
+  assert number_compiled() == before + counted + 1
 
 
 def test_each_layer_of_a_model_counts_by_itself(soon):
