@@ -45,7 +45,7 @@ def test_budget(target, case, name, costs):
     budget = {}
   for what, most in {**BUDGETS[target][case][name], **budget}.items():
     if what == 'to_keras':
-      if keras is None:  # It has no masks, nor parameters of each sample.
+      if keras is None:  # It has no masks.
         continue
       found = ours.kilocycles / keras.kilocycles
     else:

@@ -128,7 +128,6 @@ class FormTest:
     masked: Those of which some positions are masked.
     narrow: Those of which other dtypes are tried.
     large: Names in `LARGE` that take this form, by default all.
-    outlier: Largest relative error where a group has one.
   """
 
   platform: str | None = None
@@ -137,7 +136,6 @@ class FormTest:
   masked = MASKED
   narrow = [case.name for case in cases.KINDS.values()]
   large = list(LARGE)
-  outlier = 1e-4
 
   @pytest.fixture(autouse=True)
   def in_this_form(self, monkeypatch):
@@ -375,7 +373,7 @@ class ExactFormTest(FormTest):
     ):
       y = np.reshape(y, x.shape)
       relative = np.abs(y - wanted) / np.maximum(np.abs(wanted), 1e-3)
-      assert relative.max() <= self.outlier
+      assert relative.max() <= 1e-4
 
   def test_heads_with_means_apart(self):
     x, wanted = heads_apart('float32')
