@@ -62,6 +62,14 @@ def test_where_it_is_to_be_quantized(groups):
   assert order_of(groups, 'quantizable') == wanted
 
 
+@pytest.mark.parametrize(
+  'groups, cpu', [(groups, cpu) for groups, _, cpu, *_ in ROWS]
+)
+def test_where_jax_compiles_for_a_cpu(groups, cpu):
+  name = cpu.removeprefix('cpu.')
+  assert order_of(groups, 'YNN') == f'ynn.{name}'
+
+
 @pytest.mark.parametrize('groups, plain, cpu, gpu, tpu', ROWS)
 def test_order(groups, plain, cpu, gpu, tpu):
   wanted = {None: plain, 'CPU': cpu, 'GPU': gpu, 'TPU': tpu}

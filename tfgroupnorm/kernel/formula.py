@@ -136,15 +136,15 @@ class Order:
   """In which order statistics and gradient are computed: the textbook's.
 
   Reads x twice for its statistics. float32 cannot hold a large mean to the last
-  digit of a small deviation: for values of 1e4 +- 1e-2, xhat is off by up to
-  5e-2.
+  digit of a small deviation: of values of 1e4 +- 1e-2, xhat is off up to 5e-2.
 
   Attributes:
-    sums: How the compiler in charge wants numbers added up; `o` uses it.
+    sums, backward_sums: How the compiler in charge wants numbers added up.
   """
 
-  def __init__(self, sums: Any):
+  def __init__(self, sums: Any, backward_sums: Any = None):
     self.sums = sums
+    self.backward_sums = backward_sums or sums
 
   def statistics(self, o: Operands) -> tuple[tuple, xp.Array | None]:
     """(mean, rstd), what `xhat` and `dx` need of x; and x - mean."""

@@ -38,9 +38,9 @@ class Operands:
       as such a mask does not touch the group's statistics.
   """
 
-  def __init__(self, form, x, gamma, beta, gate, mask):
+  def __init__(self, form, sums, x, gamma, beta, gate, mask):
     self.layout: Layout = form.layout
-    self._sums = form.order.sums
+    self._sums = sums
     spec = self.layout.spec
     self.axes, self.epsilon = spec.axes, spec.epsilon
     self.activation = ACTIVATIONS[spec.activation]

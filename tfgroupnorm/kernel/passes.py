@@ -15,7 +15,7 @@ from tfgroupnorm.kernel.spec import Spec
 def forward(spec: Spec, x, gamma, beta, gate, mask):
   """Returns `y`, shaped as `x`, and the statistics that `backward` wants."""
   form = forms.choose(spec, x)
-  o = Operands(form, x, gamma, beta, gate, mask)
+  o = Operands(form, form.order.sums, x, gamma, beta, gate, mask)
   y, statistics = formula.forward(o, form.order)
   y = o.leave(y, o.dtype if spec.wide else x.dtype)
   return xp.with_shape_of(y, x), statistics
@@ -34,7 +34,7 @@ def backward(spec: Spec, x, gamma, beta, gate, mask, statistics, dy):
     Four gradients, `None` for an argument that was `None`.
   """
   form = forms.choose(spec, x)
-  o = Operands(form, x, gamma, beta, gate, mask)
+  o = Operands(form, form.order.backward_sums, x, gamma, beta, gate, mask)
   dx, dgamma, dbeta, dgate = formula.backward(o, form.order, statistics, dy)
   if gate is not None:
     dgate = o.leave(dgate, gate.dtype)
@@ -49,7 +49,7 @@ def moments(spec: Spec, x, mask) -> list:
   formula of its own only within `backward`.
   """
   form = forms.for_moments(spec, x)
-  o = Operands(form, x, None, None, None, mask)
+  o = Operands(form, form.order.sums, x, None, None, None, mask)
   statistics, _ = form.order.statistics(o)
   if spec.view is None:
     return list(statistics)

@@ -2,8 +2,9 @@
 
 A form is a layout of x, an order of computation (of `formula.py`, `orders.py`
 or a platform's own) and the sums of the platform, which its order holds.
-`plain.py`, `cpu.py`, `gpu.py` and `tpu.py` have what is a platform's own, and
-what its compiler does that asks for it; `lanes.py` is a TPU's form for heads,
+`plain.py`, `cpu.py`, `ynn.py`, `gpu.py` and `tpu.py` have what is a platform's
+own, and what its compiler does that asks for it; `lanes.py` is a TPU's form for
+heads, `quantizable.py` one for programs that round activations to integers,
 `sums.py` what a platform says of its sums, `xla.py` what serves all that XLA
 compiles for.
 
@@ -19,7 +20,15 @@ from typing import Any
 
 from tfgroupnorm.kernel import formula, orders
 from tfgroupnorm.kernel import layout as layouts
-from tfgroupnorm.kernel.forms import cpu, gpu, lanes, plain, quantizable, tpu
+from tfgroupnorm.kernel.forms import (
+  cpu,
+  gpu,
+  lanes,
+  plain,
+  quantizable,
+  tpu,
+  ynn,
+)
 from tfgroupnorm.kernel.formula import Order
 from tfgroupnorm.kernel.framework import xp
 from tfgroupnorm.kernel.layout import Layout
@@ -79,6 +88,15 @@ _FORMS: dict[str | None, Platform] = {
   ),
 }
 PLATFORMS = tuple(_FORMS)
+
+# Where JAX compiles for a CPU.
+_FORMS['YNN'] = Platform(
+  lay_out=layouts.merged,
+  about_zero=ynn.AboutZero(plain.SUMS, cpu.SUMS),
+  rows=ynn.TwoPass(plain.SUMS, cpu.SUMS),
+  others=ynn.OnePass(plain.SUMS, cpu.SUMS),
+  groups=plain.groups,
+)
 
 # Where nothing is compiled.
 _FORMS |= {

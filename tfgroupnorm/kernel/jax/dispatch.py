@@ -17,7 +17,7 @@ from tfgroupnorm.kernel.spec import Spec
 from tfgroupnorm.kernel.surroundings import op_by_op_asked
 
 # What JAX calls the devices, and whose form is theirs.
-_PLATFORMS = {'cpu': 'CPU', 'cuda': 'GPU', 'gpu': 'GPU', 'rocm': 'GPU'}
+_PLATFORMS = {'cpu': 'YNN', 'cuda': 'GPU', 'gpu': 'GPU', 'rocm': 'GPU'}
 _PLATFORMS |= {'tpu': 'TPU'}
 
 
