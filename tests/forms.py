@@ -414,6 +414,49 @@ class ExactFormTest(FormTest):
     wanted = wanted.reshape(x.shape)
     np.testing.assert_allclose(run(x, gamma), wanted, rtol=0, atol=1e-5)
 
+  @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+  def test_finite_stays_finite(self, dtype):
+    """Also where sums overflow, differences do, or only their squares."""
+    rng = np.random.default_rng(0)
+    dtype = frameworks.numpy_dtype(dtype)
+    most = float(np.finfo('float32').max) * (1 - 2**-8)  # bfloat16 has it too.
+    outlier = np.where(np.arange(64) == 30, most, 0)
+    values = [
+      np.repeat([0, 3e37], 32),
+      np.repeat([-most, most], [1, 63]),
+      np.full(64, -most),
+      rng.choice([-most, most], 64),
+      rng.uniform(-most, most, 64),
+      rng.normal(0, 1e20, 64),
+      outlier,
+      np.roll(outlier, -30),
+    ]
+    mask = np.ones((1, 8), bool)
+    mask[0, ::3] = False
+    ways = [
+      (functional.layer_norm, {}, (1, 64)),
+      (functional.layer_norm, {'rms': True}, (1, 64)),
+      (functional.layer_norm, {'axis': 1}, (1, 8, 8)),
+      (functional.group_norm, {'groups': 2}, (1, 8, 8)),
+      (functional.group_norm, {'groups': 2, 'mask': mask}, (1, 8, 8)),
+      (functional.group_norm, {'groups': 2, 'axis': 1}, (1, 8, 8)),
+      (functional.instance_norm, {}, (1, 8, 8)),
+      (functional.head_norm, {'num_heads': 2}, (1, 1, 64)),
+      (functional.head_norm, {'num_heads': 2, 'rms': True}, (1, 1, 64)),
+    ]
+    for function, options, shape in ways:
+      gamma = np.full(shape[options.get('axis', -1)], 1.5, 'float32')
+      for x in values:
+        found = gradients(
+          function,
+          [x.reshape(shape).astype(dtype), gamma],
+          np.linspace(-1, 2, 64, dtype='float32').reshape(shape).astype(dtype),
+          **options,
+          jit_compile=self.jit_compile,
+        )
+        for t in found:
+          assert np.all(np.isfinite(frameworks.wide(t))), (function, options, x)
+
   def test_masked_values_near_the_largest(self):
     rng = np.random.default_rng(0)
     x = rng.normal(3e35, 1e33, (3, 60, 50, 6)).astype('float32')

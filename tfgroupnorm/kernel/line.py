@@ -17,6 +17,11 @@ def _plus(t, other):
   return t if other is None else t + other
 
 
+def scaled(sum_with_d: xp.Array, scale: xp.Array) -> xp.Array:
+  """Their product; 0 where squares of d overflow, and so may the sum."""
+  return xp.where(scale == 0, xp.zeros([], scale.dtype), sum_with_d * scale)
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
   """d * scale + offset, of which only `d` is as large as x.
@@ -50,5 +55,5 @@ class Line:
 
   def sum_of_products(self, sum_, sum_with_d) -> xp.Array:
     """sum(t * line) for any t, from sum(t) and sum(t * d)."""
-    product = _times(sum_with_d, self.scale)
+    product = scaled(sum_with_d, self.scale)
     return product if self.offset is None else product + sum_ * self.offset

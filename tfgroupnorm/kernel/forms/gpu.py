@@ -155,13 +155,14 @@ class Chain(_Rows, orders.TwoPass):
     Which is exact for equal numbers; a largest one is found by a reduction, as
     the rest is. Should it be an outlier, the rest is still found to its digits.
     """
-    largest = xp.max(o.x, o.axes, keepdims=True)
-    d = o.x - (largest + o.mean(o.x - largest))
-    d -= o.mean(d)
+    largest = orders.bounded(xp.max(o.x, o.axes, keepdims=True))
+    d = o.x - orders.bounded(largest + o.mean(o.x - largest))
+    d -= orders.bounded(o.mean(d))
     return Line(d, xp.rsqrt(o.mean(d * d) + o.epsilon)), ()
 
   def statistics(self, o: Operands):
-    k = o.valid(xp.stop_gradient(near.element_and_mean(o, near.part(o))))
+    k = orders.bounded(near.element_and_mean(o, near.part(o)))
+    k = o.valid(xp.stop_gradient(k))
     rest, square = orders.of_quotients(o, o.x - k, k - o.x)
     var = orders.variance(rest, square)
-    return (k, rest, xp.rsqrt(var + o.epsilon)), None
+    return (k, orders.bounded(rest), xp.rsqrt(var + o.epsilon)), None

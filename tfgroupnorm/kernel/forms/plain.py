@@ -67,11 +67,11 @@ class OnePass(orders.OnePass):
   def statistics(self, o: Operands):
     if o.counted is not None:
       return super().statistics(o)
-    k = o.valid(xp.stop_gradient(_near_group(o)))
+    k = o.valid(self.bounded(xp.stop_gradient(_near_group(o))))
     d = o.x - o.spread(k)
     rest, square = o.mean(d), o.mean(d * d)
     var = orders.variance(rest, square)
-    return (k, rest, xp.rsqrt(var + o.epsilon)), d
+    return (k, self.bounded(rest), xp.rsqrt(var + o.epsilon)), d
 
   def xhat(self, o: Operands, x, statistics, d=None) -> Line:
     if o.counted is not None:
