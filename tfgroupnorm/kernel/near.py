@@ -19,6 +19,36 @@ from tfgroupnorm.kernel.operands import Operands
 _SAMPLING = 16
 
 
+# --- Beside the largest numbers ----------------------------------------------
+#
+# Where squares of deviations overflow, rstd is 0, and so is xhat if what it is
+# multiplied by is finite. So it must be, without a pass over x to see to it.
+
+
+def _most(t: xp.Array) -> float:
+  """What can be taken from any number, for that rounds it to itself at worst.
+
+  A mean beyond this is one of equal numbers, or squares of deviations overflow:
+  the last digit of such a number is too large.
+  """
+  return xp.largest_number(t.dtype) ** 0.75
+
+
+def clipped(k: xp.Array) -> xp.Array:
+  """`k`, so that x - k is finite."""
+  return xp.clip(k, -_most(k), _most(k))
+
+
+def bounded(rest: xp.Array) -> xp.Array:
+  """`rest`, a mean of x - k; or 0 where the sum overflows, or is NaN.
+
+  If that is because x has NaN, rstd is NaN too. `clipped` leaves NaN, but costs
+  a TPU no kernel of its own.
+  """
+  zero = xp.zeros([], rest.dtype)
+  return xp.where(xp.abs(rest) <= _most(rest), rest, zero)
+
+
 # --- From a part of each channel ---------------------------------------------
 
 
@@ -45,7 +75,7 @@ def element_and_mean(o: Operands, some: xp.Array) -> xp.Array:
   These are exact zeros if the channel is constant.
   """
   one, wide = (xp.astype(t, o.dtype) for t in (first(o, some), some))
-  return one + o.add_up(wide - one)[0] / o.size(wide)
+  return one + bounded(o.add_up(wide - one)[0] / o.size(wide))
 
 
 def first(o: Operands, t: xp.Array) -> xp.Array:

@@ -33,9 +33,9 @@ class TwoPass(Order):
     return near.middle_one(*near.three_of_row(o))
 
   def statistics(self, o: Operands):
-    k = o.valid(bounded(xp.stop_gradient(self.element(o))))
+    k = o.valid(near.clipped(xp.stop_gradient(self.element(o))))
     d = o.x - k
-    rest = bounded(o.mean(d))
+    rest = near.bounded(o.mean(d))
     d -= rest
     return (k, rest, xp.rsqrt(o.mean(d * d) + o.epsilon)), d
 
@@ -56,8 +56,8 @@ class OnePass(Order):
     - Chan, Golub & LeVeque, 1983, Algorithms for computing the sample variance
   """
 
-  def bounded(self, t: xp.Array) -> xp.Array:
-    return bounded(t)
+  def bounded(self, delta: xp.Array) -> xp.Array:
+    return near.bounded(delta)
 
   def value_near(self, o: Operands) -> xp.Array:
     """k: for each channel a value near its mean."""
@@ -75,7 +75,7 @@ class OnePass(Order):
     return [t / o.channel_size for t in o.add_up(d, e * e)]
 
   def statistics(self, o: Operands):
-    k = self.bounded(xp.stop_gradient(self.value_near(o)))
+    k = near.clipped(xp.stop_gradient(self.value_near(o)))
     if o.counted is None:
       k = o.valid(k)
     d, e = self.differences(o.x, k)
@@ -112,24 +112,13 @@ class OnePass(Order):
 class Moments(OnePass):
   """Mean and variance themselves, for each channel those of its group."""
 
-  def bounded(self, t: xp.Array) -> xp.Array:
-    return t  # It is wanted, however large.
+  def bounded(self, delta: xp.Array) -> xp.Array:
+    return delta  # It is wanted, however large.
 
   def combined(self, o: Operands, k, delta, var) -> tuple:
     away, var = self.of_groups(o, k, delta, var)
     rest = delta if away is None else delta - away
     return k + rest, o.spread(var)
-
-
-def bounded(t: xp.Array) -> xp.Array:
-  """`t`, to be subtracted from x; but 0 where the variance overflows anyway.
-
-  That is where `t` is so large that its last digit squared overflows, infinite
-  or NaN: rstd is then 0, or NaN if x has NaN. And x less the rest is finite, so
-  that 0 times it is 0.
-  """
-  most = xp.largest_number(t.dtype) ** 0.8
-  return xp.where(xp.abs(t) <= most, t, xp.zeros([], t.dtype))
 
 
 def variance(mean: xp.Array, square: xp.Array) -> xp.Array:

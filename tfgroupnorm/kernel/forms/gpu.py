@@ -155,14 +155,14 @@ class Chain(_Rows, orders.TwoPass):
     Which is exact for equal numbers; a largest one is found by a reduction, as
     the rest is. Should it be an outlier, the rest is still found to its digits.
     """
-    largest = orders.bounded(xp.max(o.x, o.axes, keepdims=True))
-    d = o.x - orders.bounded(largest + o.mean(o.x - largest))
-    d -= orders.bounded(o.mean(d))
+    largest = near.clipped(xp.max(o.x, o.axes, keepdims=True))
+    d = o.x - (largest + near.bounded(o.mean(o.x - largest)))
+    d -= near.bounded(o.mean(d))
     return Line(d, xp.rsqrt(o.mean(d * d) + o.epsilon)), ()
 
   def statistics(self, o: Operands):
-    k = orders.bounded(near.element_and_mean(o, near.part(o)))
+    k = near.clipped(near.element_and_mean(o, near.part(o)))
     k = o.valid(xp.stop_gradient(k))
     rest, square = orders.of_quotients(o, o.x - k, k - o.x)
     var = orders.variance(rest, square)
-    return (k, orders.bounded(rest), xp.rsqrt(var + o.epsilon)), None
+    return (k, near.bounded(rest), xp.rsqrt(var + o.epsilon)), None

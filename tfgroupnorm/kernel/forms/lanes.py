@@ -187,7 +187,7 @@ class OfBfloat16(_InLanes):
   """
 
   def statistics(self, o: Operands):
-    mean = orders.bounded(o.groups.mean_of_channels(o.x, 1))
+    mean = near.bounded(o.groups.mean_of_channels(o.x, 1))
     d = o.x - o.spread(mean)
     return (mean, xp.rsqrt(o.groups.mean_square(d) + o.epsilon)), d
 
@@ -197,11 +197,11 @@ class OnePass(_InLanes):
 
   def statistics(self, o: Operands):
     k = near.middle_one(*o.groups.three_of_each(o.x))
-    k = orders.bounded(xp.stop_gradient(k))
+    k = near.clipped(xp.stop_gradient(k))
     d = o.x - o.spread(k)
     rest, square = o.groups.mean_of_channels(d, 3), o.groups.mean_square(d)
     var = orders.variance(rest, square)
-    return (k, orders.bounded(rest), xp.rsqrt(var + o.epsilon)), d
+    return (k, near.bounded(rest), xp.rsqrt(var + o.epsilon)), d
 
   def xhat(self, o: Operands, x, statistics, d=None) -> Line:
     k, rest, rstd = statistics

@@ -67,7 +67,7 @@ class OnePass(orders.OnePass):
   def statistics(self, o: Operands):
     if o.counted is not None:
       return super().statistics(o)
-    k = o.valid(self.bounded(xp.stop_gradient(_near_group(o))))
+    k = o.valid(near.clipped(xp.stop_gradient(_near_group(o))))
     d = o.x - o.spread(k)
     rest, square = o.mean(d), o.mean(d * d)
     var = orders.variance(rest, square)
@@ -86,4 +86,4 @@ def _near_group(o: Operands) -> xp.Array:
   some = xp.astype(near.part(o), o.dtype)
   first = o.groups.first(near.first(o, some))
   rest = xp.mean(some - o.spread(first), o.axes, keepdims=True)
-  return first + o.groups.mean_of_channels(rest)
+  return first + near.bounded(o.groups.mean_of_channels(rest))
