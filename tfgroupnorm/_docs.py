@@ -17,7 +17,8 @@ _Function = TypeVar('_Function', bound=Callable)
 # Of layers: arguments, then what follows them.
 _LAYERS = {
   'channels': """
-    axis: The axis of the channels, not the batch. Their number must be known.
+    axis: The axis of the channels, not that of the batch. Their number must be
+      known.
     epsilon: Positive number added to the variance.
     center: Whether to add `beta`, of shape (channels,).
     scale: Whether to multiply by `gamma`, of shape (channels,).
@@ -32,39 +33,43 @@ _LAYERS = {
   """,
   'activation': """
     activation: A Keras activation, or `"gelu_tanh"`. `"relu"`, `"silu"`,
-      `"gelu"`, `"gelu_tanh"` and `"sigmoid"` run inside the kernel.
+      `"gelu"`, `"gelu_tanh"` and `"sigmoid"` run inside the kernel, others
+      after it.
   """,
   'options': """
-    jit_compile: Whether XLA compiles the kernel: `"auto"`, `True` or `False`.
+    jit_compile: Whether XLA compiles the kernel: `True`, `False`, or `"auto"`,
+      where that pays.
     **kwargs: `name`, `dtype`, `trainable` of a Keras layer.
   """,
   'call_with_channels': """
     Call arguments:
-      inputs: Tensor (batch, ..., channels), or with the channels on `axis`. Not
-        autocast; integers are cast to the compute dtype.
+      inputs: Tensor (batch, ..., channels), or with the channels on `axis`.
+        Floating inputs are not cast before; integers are, to the compute dtype.
       mask: bool (batch, ...) over leading positions. Where it is False, inputs
-        are not counted, outputs are 0 and no gradient flows. It travels on. A
-        1 in place of the channels is let pass, and so are integers 0 and 1.
+        are not counted, outputs are 0 and no gradient flows. Keras passes it on
+        to the next layer. It may have a last axis of size 1 for the channels,
+        and be of integers 0 and 1.
       gamma: Scale per sample, (batch, channels), if `scale=False`; or one for
-        all, (channels,) or (1, channels).
-      beta: Offset, shaped like `gamma` may be, if `center=False`.
-      inputs_mask: `mask` by the name under which Keras passes that of `inputs`
-        on, where a call has more than one tensor.
+        all samples, (channels,) or (1, channels).
+      beta: Offset, of one of these shapes, if `center=False`.
+      inputs_mask: The same as `mask`: Keras passes it by this name where a call
+        has more than one tensor.
 
     Input shape:
-      (batch, ..., channels); rank 2 or more. Sizes but the channels' may be
-        unknown. A group of one value, (batch, channels) with a group for each
-        channel, gives `beta` whatever it is: a warning says so when built.
+      (batch, ..., channels); rank 2 or more. All sizes except that of the
+        channels may be unknown. A group of a single value, as in (batch,
+        channels) with a group for each channel, gives `beta` whatever the
+        value is; a warning says so when the layer is built.
   """,
   'inputs_mask': """
-    inputs_mask: `mask` by the name under which Keras passes that of `inputs`
-      on, where a call has more than one tensor.
+    inputs_mask: The same as `mask`: Keras passes it by this name where a call
+      has more than one tensor.
   """,
   'output': """
     Output shape:
-      That of the input, in the compute dtype of the layer. Squares of float32
-        overflow where values of n in a group are 1e19 / sqrt(n) from their
-        mean: from there on `beta` comes out, and from 3e38 / n on NaN may.
+      That of the input, in the compute dtype of the layer. Squares overflow in
+        float32: in a group of n values that lie about 1e19 / sqrt(n) from their
+        mean or further, `beta` comes out, and from 3e38 / n on perhaps NaN.
 
     Raises:
       ValueError: If a shape or value does not fit; the message says which.
@@ -81,28 +86,31 @@ _FUNCTIONS = {
       channels may be unknown.
     gamma: Scale: (channels,) or (1, channels), or (batch, channels) for one per
       sample.
-    beta: Offset, shaped like `gamma` may be.
+    beta: Offset, of one of these shapes.
   """,
   'mask_with_channels': """
     mask: bool (batch, ...) over leading position axes, without the channels or
-      with a 1 in their place. Where it is False, `x` is not counted, the result
-      is 0 and no gradient flows, whatever `x` holds. Integers 0 and 1 will do;
-      floats, as they are added to attention scores, are refused.
+      with a last axis of size 1 for them. Where it is False, `x` is not
+      counted, the result is 0 and no gradient flows, whatever `x` holds. It may
+      be of integers 0 and 1, but not of floats, which are added to attention
+      scores.
   """,
   'function_activation': """
     activation: `'relu'`, `'silu'` (`'swish'`), `'gelu'`, `'gelu_tanh'` and
-      `'sigmoid'` run inside the kernel; other names and callables follow it.
+      `'sigmoid'` run inside the kernel; others, such as `'tanh'`, and callables
+      are applied after it.
   """,
   'jit_compile': """
     jit_compile: `'auto'`, `True` or `False`: whether XLA compiles the kernel.
-      On JAX what `jax.jit` traces is compiled in any case.
+      With `'auto'` it does where that pays. On JAX, what `jax.jit` traces is
+      compiled in any case.
   """,
   'result': """
     Returns:
-      A tensor of the shape and dtype of `x`; with JAX beneath Keras, an array.
-      Squares of float32 overflow where values of n in a group are
-      1e19 / sqrt(n) from their mean: from there on `beta` comes out, and from
-      3e38 / n on NaN may.
+      A tensor of the shape and dtype of `x`; where Keras runs on JAX, an array.
+      Squares overflow in float32: in a group of n values that lie about
+      1e19 / sqrt(n) from their mean or further, `beta` comes out, and from
+      3e38 / n on perhaps NaN.
 
     Raises:
       ValueError: If a shape or value does not fit; the message says which.

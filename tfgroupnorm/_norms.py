@@ -18,16 +18,17 @@ class GroupNorm(_layer.Norm):
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
 
   `mean` and biased `var` are taken for each sample over all positions and the
-  `channels / groups` adjacent channels of a group. Nothing depends on the
-  batch: training and inference are the same, at any batch size. Statistics are
-  computed in float32 (float64 for float64), exactly where the mean is large.
+  `channels / groups` adjacent channels of a group. No sample depends on others:
+  training and inference are the same, at any batch size. Statistics are
+  computed in float32 (float64 for float64), and lose no digits of the input
+  where the mean is large.
 
   Arguments up to `gamma_constraint` are those of
   `keras.layers.GroupNormalization`, whose weights fit.
 
   Args:
-    groups: Number of groups, a divisor of the channels. -1: one channel a
-      group, which is instance normalization. 1: one group.
+    groups: Number of groups, a divisor of the number of channels. -1: one
+      channel a group, which is instance normalization. 1: one group.
     {{channels}}
     {{weights}}
     group_size: Channels in a group, given instead of `groups`.
@@ -166,17 +167,18 @@ class LayerNorm(_layer.Norm):
       y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)
       y = activation(gamma * x / sqrt(mean(x ** 2) + epsilon))      if rms
 
-  `mean` and biased `var` are taken over `axis`, and `gamma` and `beta` span it.
+  `mean` and biased `var` are taken over `axis`, and `gamma` and `beta` have its
+  size, or those of its axes.
   Arguments up to `gamma_constraint` are those of
   `keras.layers.LayerNormalization`, whose weights fit; with `rms=True` those of
   `keras.layers.RMSNormalization` do.
 
   Args:
-    axis: The axis or axes to normalize, not the batch. Their sizes must be
-      known.
+    axis: The axis or axes to normalize, not that of the batch. Their sizes must
+      be known.
     epsilon: Positive number added to the variance.
-    center: Whether to add `beta`; it spans `axis`. No effect if `rms`.
-    scale: Whether to multiply by `gamma`; it spans `axis`.
+    center: Whether to add `beta`. No effect if `rms`.
+    scale: Whether to multiply by `gamma`.
     {{weights}}
     rms: Neither subtract a mean nor add an offset.
     {{activation}}
@@ -184,15 +186,17 @@ class LayerNorm(_layer.Norm):
 
   Call arguments:
     inputs: Tensor (batch, ..., features).
-    mask: bool over leading axes. Where it is False, inputs are not counted in
-      statistics that span it, outputs are 0 and no gradient flows.
+    mask: bool over leading axes. Where it is False, outputs are 0 and no
+      gradient flows; inputs are not counted where `axis` includes an axis of
+      the mask.
     gamma: Scale per sample, (batch, features), if `scale=False`.
     beta: Offset per sample, (batch, features), if `center=False`.
     {{inputs_mask}}
 
   Input shape:
-    (batch, ..., features); rank 2 or more, sizes on `axis` known. One feature
-      by itself gives `beta`, unless `rms`: a warning says so when built.
+    (batch, ..., features); rank 2 or more, sizes on `axis` known. A single
+      feature gives `beta`, unless `rms`; a warning says so when the layer is
+      built.
 
   {{output}}
 
@@ -265,11 +269,11 @@ class HeadNorm(_layer.Norm):
       y = (gamma * (x - mean) / sqrt(var + epsilon) + beta) * gate'
       y = gamma * x / sqrt(mean(x ** 2) + epsilon) * gate'          if rms
 
-  with `gate' = gate_activation(gate)`, or 1 if there is neither. Statistics
-  span the features of one head at one position, never time or other heads, so
-  the layer is causal: for queries and keys, or for what attention returns. (A
-  GroupNorm over (batch, time, channels) would pool over time and leak the
-  future.)
+  with `gate' = gate_activation(gate)`, or 1 without a gate. Statistics are
+  taken over the features of one head at one position, never over time or other
+  heads, so the layer is causal. It is for queries and keys, or for the output
+  of attention. (A GroupNorm over (batch, time, channels) would take statistics
+  over time, and leak the future.)
 
   Args:
     num_heads: Number of heads; may be left out if `head_axis` is given.
@@ -284,8 +288,8 @@ class HeadNorm(_layer.Norm):
       features), or (heads * features,) if heads share the last axis; else they
       have shape (features,).
     rms: Neither subtract a mean nor add an offset.
-    gate_activation: A Keras activation of the gate, or `"gelu_tanh"`; `None`:
-      the gate multiplies as it is. With it each call wants a gate.
+    gate_activation: A Keras activation for the gate, or `"gelu_tanh"`; then
+      each call must pass a gate. `None`: a gate multiplies as it is.
     {{options}}
 
   Call arguments:
@@ -299,7 +303,8 @@ class HeadNorm(_layer.Norm):
 
   Input shape:
     (batch, ..., heads * features); or heads on `head_axis`, features last. A
-      head of one feature gives `beta`, unless `rms`: a warning says so.
+      head of one feature gives `beta`, unless `rms`; a warning says so when the
+      layer is built.
 
   {{output}}
 

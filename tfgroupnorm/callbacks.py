@@ -65,44 +65,44 @@ class ActivationPercentiles(keras.callbacks.Callback):
 
   A callback for `fit` of Keras 3 and of tf-keras alike. Before the first step,
   and again and again while the model trains, the model is called on `data` as
-  for inference, and percentiles of what the chosen layers return are kept in
-  `history`, written for TensorBoard, and drawn by `plot`. This is how the Group
-  Normalization paper shows what normalization does to the features of VGG-16
-  (its Figure 6).
+  for inference, and percentiles of what the chosen layers return are recorded:
+  kept in `history`, written for TensorBoard, and drawn by `plot`. This is how
+  the Group Normalization paper shows what normalization does to the features of
+  VGG-16 (its Figure 6).
 
-  Training is not disturbed: no random number is drawn, no weight, moving
+  Training is not disturbed: no random number is drawn, and no weight, moving
   statistic or metric changes. By default it costs less than 2% of the training
-  time: with `update_freq="auto"` its own time is measured, and a record waits
-  until it can be afforded. What is always made are 20 records or so: of the
-  first steps, then rarer, and over the length of the training if that is known.
-  The first takes up to a second of preparation, so that of a training of less
-  than a minute the share may be larger: see `share`. Features of many values
-  are sampled, at the same places each time.
+  time: with `update_freq="auto"` the callback measures its own time, and makes
+  a record only when it can be afforded. Some 20 records are made whatever they
+  cost, often at first and then less often, up to the last step if `fit` knows
+  it. Preparing the first takes up to a second, so in a training of less than a
+  minute the share may be larger: see `share`. Features of many values are
+  sampled, at the same places each time.
 
   Args:
     data: One batch of inputs: what the model can be called on.
     layers: Which layers' outputs to follow: names (of layers in nested models
-      too, or paths such as `"block/norm"`), layers, or a function of a layer
-      that says whether it is one. `None`: all normalization layers, ours and
-      those of Keras.
+      too, or paths such as `"block/norm"`), layers, or a function that takes a
+      layer and returns whether to follow it. `None`: all normalization layers,
+      ours and those of Keras.
     percentiles: Numbers from 0 to 100.
-    update_freq: `"auto"`, `"epoch"`, or every how many steps; `"batch"` is 1.
-      Only `"auto"` minds the time.
+    update_freq: `"auto"`, `"epoch"`, or a number of steps from one record to
+      the next; `"batch"` is 1. Only `"auto"` limits the time.
     max_share: The share of the training time that `"auto"` may take.
     log_dir: Folder for TensorBoard, or `None`. Each percentile is written as a
       run of its own, so that TensorBoard draws them in one chart for a layer.
-      What writes needs no `tensorboard` installed.
+      Needs TensorFlow, and no `tensorboard`.
     sample_size: How many values of a layer to take at most.
 
   Attributes:
     history: dict, name of a layer -> array (records, percentiles).
     steps: Array (records,): how many steps the model had been trained for,
       counted from the first `fit` with this callback, over all of them.
-    share: Own time as a share of the time spent in `fit`.
+    share: The callback's own time, as a share of the time spent in `fit`.
 
   Raises:
-    ValueError: If an argument does not fit, or does not fit the model: that
-      is said when `fit` begins, before any training.
+    ValueError: If an argument is not allowed, or does not fit the model; the
+      latter when `fit` begins, before any training.
     TypeError: If an argument has the wrong type.
 
   Example:
@@ -408,7 +408,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     """Draws all layers that were followed, each in a panel.
 
     Args:
-      path: Where to save the picture, in a format that its name tells; or
+      path: Where to save the picture, in the format of the name's ending; or
         `None`.
 
     Returns:

@@ -44,31 +44,30 @@ def replace_batch_norm(
   a warning says so. It is not compiled: call `compile` before `fit`.
 
   Each layer is made anew by `from_config(get_config())`, as Keras does when it
-  loads a model. A subclassed model must allow that; of a class of functional
-  models that does not, the copy is a plain functional model, and the table
-  says so. The code of a subclassed one still makes a
-  BatchNormalization, so a result of that kind keeps its weights in
-  `.weights.h5` or is exported: of a `.keras` file Keras would make a model
-  with BatchNormalization again. Functional and Sequential ones have no such
+  loads a model. A subclassed model must allow that. If a class of functional
+  models does not, the copy is a plain functional model, and the table says so.
+  The code of a subclassed model still makes a BatchNormalization, and so would
+  Keras when it loads a `.keras` file: save the weights of such a result in
+  `.weights.h5`, or export it. Functional and Sequential models have no such
   limit.
 
-  A group that holds a single value, one channel at one position, would give
-  `beta` whatever the input: that counts as indivisible too. It happens over
-  vectors (batch, channels), where a group has no positions to its channels.
+  A group of a single value, one channel at one position, would give `beta`
+  whatever the input. So that counts as indivisible too. It happens with vectors
+  (batch, channels), which have no positions.
 
   Args:
     model: A built model of Keras 3 or tf-keras. In it every subclass of
       BatchNormalization counts, however deeply nested.
     groups: Number of groups. -1: one channel a group.
     group_size: Channels in a group, given instead of `groups`.
-    min_group_size: The least channels in a group, for norms of few channels: a
-      norm of 32 gets 16 groups, not 32. No effect with `groups=-1`.
+    min_group_size: The least number of channels in a group. By default a norm
+      of 32 channels gets 16 groups, not 32. No effect with `groups=-1`.
     on_indivisible: What to do where `groups` or `group_size` does not divide
       the channels, or leaves fewer than `min_group_size` in a group. `"gcd"`:
-      take the greatest common divisor of both, and then larger groups as far
-      as needed; all channels in one group if groups would hold a single value.
-      `"error"`: raise. `"skip"`: leave that BatchNormalization.
-    verbose: Whether to print a table of what became what.
+      take the greatest common divisor of both, then larger groups if these are
+      too small, and one group if groups would hold a single value. `"error"`:
+      raise. `"skip"`: leave that BatchNormalization.
+    verbose: Whether to print a table of the layers and what they became.
     print_fn: Called with the table as text, instead of printing it, whatever
       `verbose` is.
 

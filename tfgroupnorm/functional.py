@@ -40,12 +40,12 @@ def group_norm(
 
   `mean` and biased `var` are taken over all positions of a sample and the
   `channels / groups` adjacent channels of a group. They are computed in float32
-  (float64 for float64), and exactly also where the mean is large.
+  (float64 for float64), and lose no digits of `x` where the mean is large.
 
   Args:
     {{x_with_channels}}
-    groups: Number of groups, a divisor of the channels; -1: one channel a
-      group, which is instance normalization; 1: all channels in one group.
+    groups: Number of groups, a divisor of the number of channels. -1: one
+      channel a group, which is instance normalization. 1: one group.
     group_size: Channels in a group, given instead of `groups`.
     axis: The axis of the channels.
     epsilon: Positive number added to the variance.
@@ -161,8 +161,9 @@ def layer_norm(
     axis: The axis or axes to normalize, not the batch.
     epsilon: Positive number added to the variance.
     rms: Neither subtract a mean nor add an offset.
-    mask: bool over leading axes of `x`. Where it is False, `x` is not counted
-      in statistics that span it, the result is 0 and no gradient flows.
+    mask: bool over leading axes of `x`. Where it is False, the result is 0 and
+      no gradient flows; `x` is not counted where `axis` includes an axis of the
+      mask.
     {{function_activation}}
     {{jit_compile}}
 
@@ -216,8 +217,9 @@ def head_norm(
       y = (gamma * (x - mean) / sqrt(var + epsilon) + beta) * gate'
       y = gamma * x / sqrt(mean(x ** 2) + epsilon) * gate'          if rms
 
-  with `gate' = gate_activation(gate)`. Statistics span the features of one
-  head at one position, never time or other heads, so it is causal.
+  with `gate' = gate_activation(gate)`, or 1 without a gate. Statistics are
+  taken over the features of one head at one position, never over time or other
+  heads, so it is causal.
 
   Args:
     x: Tensor (batch, ..., heads * features) with `num_heads`, or with the heads
@@ -233,8 +235,8 @@ def head_norm(
     per_head: Whether each head has parameters of its own.
     rms: Neither subtract a mean nor add an offset.
     gate: Tensor of the shape of `x`, or `None`.
-    gate_activation: Activation of the gate, named as `activation` of
-      `group_norm`; `None`: the gate as it is. Not without `gate`.
+    gate_activation: Activation for the gate, with the names that `activation`
+      of `group_norm` has; needs a `gate`. `None`: the gate multiplies as it is.
     mask: bool over leading position axes, without the heads. Where it is False,
       the result is 0 and no gradient flows.
     {{jit_compile}}
@@ -285,24 +287,25 @@ def moments(
 
       mean, var = mean(x), mean((x - mean) ** 2)
 
-  over all positions of a sample and the channels of a group: what a style is,
-  for AdaIN and the like. Exact where the mean is large, in float32 (float64 for
-  float64). Both have a value for each channel, that of its group, and broadcast
-  with `x`. `(x - mean) / sqrt(var + epsilon)` is what `group_norm` returns,
-  but for what float32 cannot hold of a large mean.
+  over all positions of a sample and the channels of a group. AdaIN, for one,
+  takes them for the style of an image. They are computed in float32 (float64
+  for float64), and lose no digits of `x` where the mean is large. Both have a
+  value for each channel, that of its group, and broadcast with `x`:
+  `(x - mean) / sqrt(var + epsilon)` is what `group_norm` returns, except for
+  digits of a large mean that one float32 cannot hold.
 
   Args:
     x: Tensor (batch, ..., channels), or with the channels on `axis`; rank 2 or
       more. Integers and bools are taken as float32.
-    groups: Number of groups, a divisor of the channels; -1, the default here:
-      one channel a group, as instance normalization has them.
+    groups: Number of groups, a divisor of the number of channels. -1, which is
+      the default here: one channel a group, as in instance normalization.
     group_size: Channels in a group, given instead of `groups`.
     axis: The axis of the channels.
-    mask: As of `group_norm`: where it is False, `x` is not counted. Of nothing
-      both are 0.
+    mask: As for `group_norm`: where it is False, `x` is not counted. If it is
+      False everywhere, both are 0.
 
   Returns:
-    Two tensors (batch, 1, ..., channels): with size 1 where `x` has positions.
+    Two tensors (batch, 1, ..., channels), of size 1 where `x` has positions.
 
   Raises:
     ValueError: If a shape or value does not fit; the message says which.

@@ -31,7 +31,7 @@ def replace_keras_norms(
   verbose: bool = True,
   print_fn: Callable[[str], Any] | None = None,
 ) -> Layer:
-  """Makes the normalization layers of Keras in a model those of this package.
+  """Turns the normalization layers of Keras in a model into ours, in place.
 
   Each `GroupNormalization`, `LayerNormalization` and `RMSNormalization` of
   `keras.layers` becomes a `GroupNorm` or `LayerNorm` that computes the same:
@@ -40,31 +40,31 @@ def replace_keras_norms(
 
   wherever it is: in functional, Sequential and subclassed models, in models and
   layers inside, in attributes, lists and dicts. `model` itself is changed. Each
-  norm stays the object that it is, with the variables that it has, and only its
-  class and its options become ours. So its name, its place, `trainable`, its
-  dtype policy, saved weights, and what an optimizer knows of it stay; a
-  compiled model stays compiled. All other layers are as they were.
+  norm stays the same object, with the same variables; only its class and its
+  options become ours. So its name, its place, `trainable`, its dtype policy,
+  saved weights, and what an optimizer knows of it stay; a compiled model stays
+  compiled. All other layers are as they were.
 
-  Before that, each norm is compared with what it is to become, and after it the
-  model with what it was, on made-up data as for inference: outputs and
-  gradients, by all weights. A table tells the largest differences. A norm that
+  First each norm is compared with what it is to become, and afterwards the
+  model with what it was, on made-up data, as for inference: outputs, and
+  gradients of all weights. A table tells the largest differences. A norm that
   would change something is left, and the table says why.
 
-  - `LayerNormalization(rms_scaling=True)` is left: it divides by the deviation
-    but does not subtract the mean, which no layer here does.
-  - Subclasses are left, and classes of others: they may compute something
-    else. `also` is for them.
-  - Where a mask reaches one of ours, masked positions become 0, which those of
-    Keras leave as they come. If what follows reads them, the norm is left.
-  - A norm computes the same in a function that was traced before, but in the
-    old way: trace it anew. `fit`, `evaluate` and `predict` of the model do.
+  - `LayerNormalization(rms_scaling=True)` is left: it divides by the standard
+    deviation but does not subtract the mean, which no layer here does.
+  - Subclasses of Keras' norms and classes of others are left: they may compute
+    something else. `also` is for them.
+  - Where a mask reaches one of ours, masked positions become 0; norms of Keras
+    treat them like others. If a later layer reads them, the norm is left.
+  - A function that was traced before still runs the old layers: trace it anew.
+    `fit`, `evaluate` and `predict` of the model do so by themselves.
 
   Args:
     model: A built model of Keras 3 or tf-keras.
     also: For classes of norms that are not Keras': {class: function}, where
-      the function gets a layer of that very class and returns one of ours with
-      as many weights of the same shapes. If that is built it keeps its own
-      weights, and else it gets those of the layer.
+      the function takes a layer of that very class and returns one of ours with
+      weights of the same shapes. If that is built, it keeps its own weights;
+      otherwise it gets those of the layer.
     fuse_activations: Whether a norm takes over the ReLU, SiLU, GELU or sigmoid
       of an `Activation` or `ReLU` layer that follows it in a functional or
       Sequential model, if nothing else reads what the norm returns. That layer
@@ -79,8 +79,8 @@ def replace_keras_norms(
   Raises:
     ValueError: If the model is not built; if what a function in `also` returns
       has weights of other shapes; if the model would compute something else,
-      as it may if its code reads what only the former norms have. It then is
-      as it was.
+      as when its code reads an attribute that only norms of Keras have. It is
+      then left as it was.
     TypeError: If `model` is not a Keras model or an argument has the wrong
       type.
 

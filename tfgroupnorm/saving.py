@@ -1,8 +1,8 @@
-"""SavedModels that TensorFlow Serving runs as it comes, without XLA.
+"""SavedModels that any TensorFlow Serving runs, without XLA.
 
-The layers stay plain in whatever is traced while it is being saved, so that
-`model.export` and its like give a model that any server runs. What was traced
-before cannot be mended there: a function marked for XLA is saved as it is, and
+The layers run op by op in whatever is traced while it is being saved, so that
+`model.export` and its like give a model that any server runs. They do not
+change what was traced before: a function marked for XLA is saved as it is, and
 a server that was not told to use XLA fails at the first request. So
 `export_saved_model` takes the marks out of the file, and then verifies it.
 """
@@ -33,25 +33,25 @@ def export_saved_model(
   quantizable: bool = False,
   warmup: Any = None,
 ) -> None:
-  """Writes a SavedModel that stock TensorFlow Serving runs.
+  """Writes a SavedModel that TensorFlow Serving runs without further options.
 
-  TensorFlow Serving serves the folders `<base>/<version>`, `version` a number:
-  give such a `path`. The model is written beside it under a name that is not a
-  number, and gets its name when it has been verified, so that a server never
-  sees a part of it, and nothing is left behind if something fails.
+  TensorFlow Serving serves the folders `<base>/<version>`, where `version` is a
+  number: pass such a `path`. The model is first written beside it, under a name
+  that is not a number, and is renamed once it has been verified. So a server
+  never sees a part of it, and nothing is left behind if something fails.
 
-  Verified are that no function is marked for XLA, that TensorFlow loads the
+  It is verified that no function is marked for XLA, that TensorFlow loads the
   model, that the weights on disk are those in memory, and that the loaded model
   predicts what `model` does. That takes no second copy of the weights, except
   for a `tf.Module` or a model with lookup tables.
 
-  Signatures are `serving_default` and, the same, `serve`. Inputs are called as
-  they are in the model, or `input_0`, `input_1` and so on if their names are
-  automatic (or after their key in a dict): automatic names depend on what else
-  the process has made. Outputs are called `output_0` and so on, or after their
-  key in a dict. The batch may have any size, and so may all that is `None` in
-  the model's input. A subclassed model has the sizes of its first call; in
-  Keras 3 its inputs have the dtypes of `warmup`, or else the model's.
+  There are two signatures, `serving_default` and `serve`, which do the same.
+  Inputs have their names in the model (or their keys in a dict), or `input_0`,
+  `input_1` and so on where Keras made up the names, since these depend on what
+  else the process has made. Outputs are called `output_0` and so on, or after
+  their key in a dict. The batch may have any size, and so may all that is
+  `None` in the model's input. A subclassed model has the sizes of its first
+  call; in Keras 3 its inputs have the dtypes of `warmup`, or else the model's.
 
   Args:
     model: A built `keras.Model` or `tf_keras.Model`. Or a `tf.Module`: each
@@ -64,19 +64,19 @@ def export_saved_model(
       `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`; others
       will fail at the first request. Functions of a `tf.Module` are left as
       they were created.
-    quantizable: `True`: the layers of this package compute in an order that
-      bears 8 bits, for programs that quantize activations, as LiteRT does by a
-      `representative_dataset`. It is the order of `keras.layers`: where the
-      mean is large it is as inexact as they are. For a model of Keras, and not
-      with `jit_compile=True`.
+    quantizable: `True`: the layers of this package compute in an order whose
+      intermediate results can be rounded to 8 bits, for programs that quantize
+      activations, as LiteRT does by a `representative_dataset`. It is the order
+      of `keras.layers`, and as inexact as theirs where the mean is large. For a
+      model of Keras, and not with `jit_compile=True`.
     warmup: Example batches. The server runs them before the first request, and
-      predictions are compared on them too. A batch is an array, or, for
-      more than one input, a dict from input names to arrays; give one, or a
-      list of them. Needs `pip install "tfgroupnorm[serving]"`. `None`: no
-      records, and predictions are compared on made-up numbers alone.
+      predictions are compared on them too. A batch is an array or, for more
+      than one input, a dict from input names to arrays; pass one, or a list of
+      them. Needs the extra `serving`, which is tensorflow-serving-api. `None`:
+      no records, and predictions are compared on made-up numbers alone.
 
   Raises:
-    FileExistsError: If there is something at `path`.
+    FileExistsError: If `path` exists and is not an empty folder.
     ImportError: If `warmup` is given and tensorflow-serving-api is missing; or
       with JAX beneath Keras.
     RuntimeError: If what was written does not pass verification.

@@ -21,8 +21,9 @@ def convert_torch_norm(
 
       y = weight * (x - mean) / sqrt(var + eps) + bias
 
-  becomes `gamma` for `weight` and `beta` for `bias`, with the same epsilon.
-  The layer is built and has the weights, frozen if they want no gradient.
+  `weight` becomes `gamma`, `bias` becomes `beta`, and the epsilon is the same.
+  The layer is built and has the weights; it is frozen if they require no
+  gradient.
 
   | PyTorch | becomes |
   |---|---|
@@ -33,9 +34,9 @@ def convert_torch_norm(
 
   Args:
     module: One of these modules of `torch.nn`.
-    axis: The axis of the channels in what the layer will get, for groups and
-      instances: 1 as in PyTorch, or -1 where the model was turned to channels
-      last. Norms over last axes have no use for it.
+    axis: The axis of the channels in the layer's input: 1 as in PyTorch, or -1
+      for a model that was rewritten for channels last. No effect on `LayerNorm`
+      and `RMSNorm`.
     generation: `"keras"` for a layer of Keras 3, `"tf_keras"` for Keras 2.
 
   Returns:
@@ -43,8 +44,8 @@ def convert_torch_norm(
 
   Raises:
     TypeError: If `module` is something else.
-    ValueError: If it keeps running statistics, which these layers do not have;
-      if an argument is not allowed.
+    ValueError: If `module` keeps running statistics, which these layers do not
+      have; if an argument is not allowed.
 
   Example:
 
