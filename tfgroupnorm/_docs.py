@@ -69,7 +69,7 @@ _LAYERS = {
     Output shape:
       That of the input, in the compute dtype of the layer. Squares overflow in
         float32: in a group of n values that lie about 1e19 / sqrt(n) from their
-        mean or further, `beta` comes out, and from 3e38 / n on perhaps NaN.
+        mean or further, `beta` comes out. What is finite never gives NaN.
 
     Raises:
       ValueError: If a shape or value does not fit; the message says which.
@@ -109,8 +109,8 @@ _FUNCTIONS = {
     Returns:
       A tensor of the shape and dtype of `x`; where Keras runs on JAX, an array.
       Squares overflow in float32: in a group of n values that lie about
-      1e19 / sqrt(n) from their mean or further, `beta` comes out, and from
-      3e38 / n on perhaps NaN.
+      1e19 / sqrt(n) from their mean or further, `beta` comes out. What is
+      finite never gives NaN.
 
     Raises:
       ValueError: If a shape or value does not fit; the message says which.
