@@ -26,10 +26,10 @@ _SAMPLING = 16
 
 
 def _most(t: xp.Array) -> float:
-  """What can be taken from any number, for that rounds it to itself at worst.
+  """Taken from any finite number, it leaves one: the largest rounds to itself.
 
-  A mean beyond this is one of equal numbers, or squares of deviations overflow:
-  the last digit of such a number is too large.
+  Numbers with a mean beyond it are equal, or their last digits so large that
+  squares of these overflow.
   """
   return xp.largest_number(t.dtype) ** 0.75
 
