@@ -375,6 +375,4 @@ def _write(names, platforms, folder):
   for block in (block for block in ALL if block.name in names):
     for platform in platforms:
       for owner, name, text in texts(block, platform):
-        path = folder / platform / owner / name / f'{block.name}.mlir'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        c.write(text, c.path_of(folder, platform, owner, name, block.name))

@@ -1,7 +1,7 @@
 """What is measured: the same work by this package and by `keras.layers`.
 
 A case names a layer, a shape and a dtype; `ours` and `theirs` turn it into
-functions of `(x, gamma, beta)`. Run as a program it writes each of them, and a
+functions of `(x, gamma, beta)`. `write_stablehlo` writes each of them, and a
 training step with it, as StableHLO: what TensorFlow hands to XLA, from where
 another process can go on that has compilers or devices which TensorFlow has
 not.
@@ -120,16 +120,22 @@ def heads_apart(*shape, **more) -> Case:
   return Case('HeadNorm', shape, {'head_axis': -2, **more}, label='apart')
 
 
-def ours(case: Case, jit_compile: bool | str = 'auto') -> Callable:
+def functional_of(case: Case) -> Callable:
+  """Ours, as it comes."""
   from tfgroupnorm import functional
 
-  function = {
+  return {
     'GroupNorm': functional.group_norm,
     'InstanceNorm': functional.instance_norm,
     'LayerNorm': functional.layer_norm,
     'HeadNorm': functional.head_norm,
   }[case.kind]
-  run = functools.partial(function, **case.options, jit_compile=jit_compile)
+
+
+def ours(case: Case, jit_compile: bool | str = 'auto') -> Callable:
+  run = functools.partial(
+    functional_of(case), **case.options, jit_compile=jit_compile
+  )
   if case.masked:
     return lambda x, gamma, beta: run(x, gamma, beta, mask=_mask(case, gamma))
   return (lambda x, gamma, _: run(x, gamma)) if case.rms else run
@@ -306,6 +312,18 @@ def _unpacked(data: bytes) -> str:
   return ''.join(f'0{byte >> i & 1}' for byte in data for i in range(8))
 
 
+def path_of(
+  folder: pathlib.Path, platform: str, owner: str, which: str, name: str
+) -> pathlib.Path:
+  """The file of one pass, `which`, of a case or block of that name."""
+  return folder / platform / owner / which / f'{name}.mlir'
+
+
+def write(text: str, path: pathlib.Path) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text)
+
+
 def write_stablehlo(
   cases, platforms, folder: pathlib.Path, owners=('ours', 'keras')
 ) -> None:
@@ -331,9 +349,8 @@ def _write_stablehlo(cases, platforms, folder, owners):
           ('forward', function, (x, p, p)),
           ('step', step(function), (x, p, p, x)),
         ):
-          path = folder / platform / owner / name / f'{case.name}.mlir'
-          path.parent.mkdir(parents=True, exist_ok=True)
-          path.write_text(lower(traced, arguments, platform))
+          path = path_of(folder, platform, owner, name, case.name)
+          write(lower(traced, arguments, platform), path)
 
 
 def compiled(text: str, device, absent: bool = False):

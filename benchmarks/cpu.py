@@ -217,7 +217,6 @@ def _serve(name: str, pipe, threads: int) -> None:
   # Idle threads must not take time from the others.
   os.environ['OMP_WAIT_POLICY'] = 'PASSIVE'
   os.environ['OMP_NUM_THREADS'] = str(threads)
-  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '')
   make = CONTENDERS[name][1]
   current, functions = None, None
   while True:

@@ -67,11 +67,9 @@ PASSES = {'forward': 2, 'step': 7}  # The least traffic, in T.
 OUTPUTS = ('y', 'dx', 'dgamma', 'dbeta')
 # Of the largest magnitude in an output.
 TOLERANCE = {'float32': 1e-5, 'bfloat16': 2e-2}
-# By name: whose layers of `jax_cases`.
-IN_JAX = {'ours': 'ours', 'keras': 'keras', 'flax': 'flax'}
-# By name: whose StableHLO of TensorFlow's.
+# By name: whose StableHLO of TensorFlow's. Others go by whose they are.
 LOWERED = {'ours (TF)': 'ours', 'keras (TF)': 'keras'}
-CONTENDERS = (*IN_JAX, *LOWERED, 'torch', 'torch.compile')
+CONTENDERS = (*jax_cases.OWNERS, *LOWERED, 'torch', 'torch.compile')
 # More than the largest cache of a GPU, so that inputs come from its memory.
 _COLD = 2**28
 
@@ -79,16 +77,12 @@ _COLD = 2**28
 # --- StableHLO ----------------------------------------------------------------
 
 
-def _path(folder: pathlib.Path, owner: str, which: str, case: c.Case):
-  return folder / 'GPU' / owner / which / f'{case.name}.mlir'
-
-
 def without_stablehlo(cases, folder: pathlib.Path) -> list[c.Case]:
   return [
     case
     for case in cases
     if not all(
-      _path(folder, owner, which, case).is_file()
+      c.path_of(folder, 'GPU', owner, which, case.name).is_file()
       for owner in ('ours', 'keras')
       for which in PASSES
     )
@@ -227,13 +221,13 @@ class Jax:
     mine = ['ours']
     for name, owner in LOWERED.items():
       for which in PASSES:
-        path = _path(self.folder, owner, which, case)
+        path = c.path_of(self.folder, 'GPU', owner, which, case.name)
         if path.exists():
           run = c.compiled(path.read_text(), self.device).execute
           self._add(name, which, run, copies)
           mine = ['ours', 'ours (TF)']
     for name in self.names:
-      for which, run in jax_functions(case, IN_JAX[name]).items():
+      for which, run in jax_functions(case, name).items():
         self._add(name, which, run, copies)
     wanted = expected(case, *arrays)
     errors = {}

@@ -29,14 +29,6 @@ def function_of(case: c.Case, owner: str) -> Callable | None:
 def _ours(case: c.Case, x, gamma, beta):
   from jax import numpy as jnp
 
-  from tfgroupnorm import functional
-
-  name = {
-    'GroupNorm': 'group_norm',
-    'InstanceNorm': 'instance_norm',
-    'LayerNorm': 'layer_norm',
-    'HeadNorm': 'head_norm',
-  }[case.kind]
   mask = None
   if case.masked:  # Half of the positions, or a little more.
     positions = case.shape[1:-1]
@@ -46,7 +38,7 @@ def _ours(case: c.Case, x, gamma, beta):
     mask = mask.reshape(case.shape[0], *positions)
     # Lest it be a constant.
     mask = mask & (gamma[0] == gamma[0])
-  return getattr(functional, name)(
+  return c.functional_of(case)(
     x, gamma, None if case.rms else beta, mask=mask, **case.options
   )
 

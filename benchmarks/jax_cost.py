@@ -48,12 +48,6 @@ def _lowered(platforms):
     yield platform, lower
 
 
-def _write(text, *path):
-  path = pathlib.Path(*path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
-
-
 def _write_stablehlo(cases, platforms, folder, owners):
   for platform, lower in _lowered(platforms):
     import jax
@@ -69,8 +63,8 @@ def _write_stablehlo(cases, platforms, folder, owners):
           ('forward', function, (x, p, p)),
           ('step', step(function), (x, p, p, x)),
         ):
-          text = lower(traced, arguments)
-          _write(text, folder, platform, owner, name, f'{case.name}.mlir')
+          path = c.path_of(folder, platform, owner, name, case.name)
+          c.write(lower(traced, arguments), path)
 
 
 def _step_of_block(forward):
@@ -104,7 +98,7 @@ def _write_blocks(names, platforms, folder):
           ('forward', lower(forward, arguments)),
           ('step', lower(_step_of_block(forward), (*arguments, x))),
         ):
-          _write(text, folder, platform, owner, name, f'{block.name}.mlir')
+          c.write(text, c.path_of(folder, platform, owner, name, block.name))
 
 
 def write_blocks(chosen, platforms, folder: pathlib.Path) -> None:
@@ -113,21 +107,14 @@ def write_blocks(chosen, platforms, folder: pathlib.Path) -> None:
   c.alone(_write_blocks, names, platforms, folder)
 
 
-def costs(cases, targets, folder: pathlib.Path, owners=OWNERS):
-  """Yields (case, target, pass, owner, cost)."""
-  platforms = sorted({xla_cost.platform(target) for target in targets})
+def write_stablehlo(cases, platforms, folder: pathlib.Path, owners) -> None:
+  """As `cases.write_stablehlo`, where an owner has such a norm."""
   c.alone(_write_stablehlo, list(cases), platforms, folder, owners)
-  for target in targets:
-    compiler = xla_cost.Compiler(target)
-    for case in cases:
-      for name in ('forward', 'step'):
-        for owner in owners:
-          path = folder / xla_cost.platform(target) / owner / name
-          path = path / f'{case.name}.mlir'
-          if path.exists():
-            cost, hlo = compiler.cost(path.read_text(), case.bytes)
-            path.with_suffix(f'.{target}.hlo').write_text(hlo)
-            yield case, target, name, owner, cost
+
+
+def costs(cases, targets, folder: pathlib.Path, owners=OWNERS):
+  """As `xla_cost.costs`."""
+  return xla_cost.costs(cases, targets, folder, owners, write_stablehlo)
 
 
 def main(_):
@@ -140,15 +127,7 @@ def main(_):
   for case, target, name, owner, cost in costs(
     xla_cost.chosen(), xla_cost.TARGETS.value, folder
   ):
-    results.append(
-      {
-        'case': case.name,
-        'target': target,
-        'pass': name,
-        'owner': owner,
-        **xla_cost.rounded(cost),
-      }
-    )
+    results.append(xla_cost.result_of(case, target, name, owner, cost))
     cycles = '' if cost.kilocycles is None else f'{cost.kilocycles:.1f}'
     print(
       f'{target:6}{case.name:42}{name:8}{owner:8}{cost.kernels:9}'

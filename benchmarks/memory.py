@@ -100,8 +100,8 @@ def peak(owner: str, jit_compile: bool, layers: int) -> float:
     # The high-water mark of this process.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-  grown = -highest(1) + highest(9)
-  return grown / (4 * 8 * size**2 * channels)
+  one = highest(1)  # First: it cannot fall.
+  return (highest(9) - one) / (4 * 8 * size**2 * channels)
 
 
 def main(_):

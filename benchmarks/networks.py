@@ -8,14 +8,13 @@ What is printed are ratios to ours: how many times as long the first step took,
 the later ones, a prediction, and a call of the SavedModel; and how high memory
 went while they trained.
 
-`xla_cost.py --networks` compiles the same for GPUs and TPUs.
+`xla_cost.py --whole` compiles the same for GPUs and TPUs.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import math
 import multiprocessing
 import os
 import pathlib
@@ -143,8 +142,8 @@ def compiled_whole(name: str):
   return make, (8, 512) if tokens else shape, tokens
 
 
-def write_stablehlo(name: str, owner: str, platform: str, path: str) -> int:
-  """Writes a training step, of all its weights; returns how many bytes of x."""
+def write_stablehlo(name: str, owner: str, platform: str, path: str) -> None:
+  """Writes a training step, of all its weights."""
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   sys.path.append(str(HERE.parent / 'examples'))
   import tensorflow as tf
@@ -167,7 +166,6 @@ def write_stablehlo(name: str, owner: str, platform: str, path: str) -> int:
 
   text = c.lower(step, [x, *map(tf.constant, weights)], platform)
   pathlib.Path(path).write_text(text)
-  return x.dtype.size * math.prod(shape)
 
 
 # --- A contender -------------------------------------------------------------

@@ -57,7 +57,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
   for platform in PLATFORMS:
     for name in ('forward', 'step'):
       for case in CASES:
-        path = folder / platform / 'ours' / name / f'{case}.mlir'
+        path = c.path_of(folder, platform, 'ours', name, case)
         text = bare(path.read_text())
         path.write_text(text)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -255,19 +255,26 @@ def chosen() -> list[c.Case]:
   return [case for case in ALL if CASES.value in case.name]
 
 
-def costs(cases, targets, folder: pathlib.Path):
-  """Yields (case, target, pass, owner, cost)."""
+def costs(
+  cases,
+  targets,
+  folder: pathlib.Path,
+  owners=('ours', 'keras'),
+  write_stablehlo=c.write_stablehlo,
+):
+  """Yields (case, target, pass, owner, cost), if the owner has such a norm."""
   platforms = sorted({platform(target) for target in targets})
-  c.write_stablehlo(cases, platforms, folder)
+  write_stablehlo(cases, platforms, folder, owners)
   for target in targets:
     compiler = Compiler(target)
     for case in cases:
       for name in ('forward', 'step'):
-        for owner in ('ours', 'keras'):
-          path = folder / platform(target) / owner / name / f'{case.name}.mlir'
-          cost, hlo = compiler.cost(path.read_text(), case.bytes)
-          path.with_suffix(f'.{target}.hlo').write_text(hlo)
-          yield case, target, name, owner, cost
+        for owner in owners:
+          path = c.path_of(folder, platform(target), owner, name, case.name)
+          if path.exists():
+            cost, hlo = compiler.cost(path.read_text(), case.bytes)
+            path.with_suffix(f'.{target}.hlo').write_text(hlo)
+            yield case, target, name, owner, cost
 
 
 FIELDS = ('kernels', 'traffic', 'temporaries', 'kilocycles')
@@ -296,7 +303,7 @@ def costs_of_blocks(
       for name in blocks.PASSES:
         found = {}
         for owner in blocks.OWNERS:
-          path = folder / platform(target) / owner / name / f'{block.name}.mlir'
+          path = c.path_of(folder, platform(target), owner, name, block.name)
           found[owner], hlo = compiler.cost(path.read_text(), block.bytes)
           path.with_suffix(f'.{target}.hlo').write_text(hlo)
         yield block, target, name, found
@@ -371,6 +378,17 @@ def rounded(cost: Cost) -> dict:
   return {k: v and round(v, 3) for k, v in dataclasses.asdict(cost).items()}
 
 
+def result_of(case, target, name, owner, cost) -> dict:
+  """What is written of one of `costs`."""
+  return {
+    'case': case.name,
+    'target': target,
+    'pass': name,
+    'owner': owner,
+    **rounded(cost),
+  }
+
+
 def write(name: str, results: list[dict]) -> None:
   """Puts `results` in the place of older ones of the same name."""
   (HERE / 'results').mkdir(exist_ok=True)
@@ -396,15 +414,7 @@ def main(_):
   print(' ' * 56 + f'{"ours":>9}{"keras":>9}' * 4)
   pair, results = {}, []
   for case, target, name, owner, cost in costs(chosen(), TARGETS.value, folder):
-    results.append(
-      {
-        'case': case.name,
-        'target': target,
-        'pass': name,
-        'owner': owner,
-        **rounded(cost),
-      }
-    )
+    results.append(result_of(case, target, name, owner, cost))
     pair[owner] = cost
     if owner == 'keras':
       print(row(case, target, name, pair), flush=True)

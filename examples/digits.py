@@ -218,6 +218,28 @@ def error_percent(accuracy: float) -> float:
   return 100 * (1 - accuracy)
 
 
+def fit(
+  model: keras.Model,
+  data: Digits,
+  *,
+  batch_size: int,
+  epochs: int,
+  seed: int,
+  callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> float:
+  """Trains a compiled model; its test error at the end, in percent."""
+  history = model.fit(
+    batches_of(data, batch_size, seed),
+    validation_data=(data.test_images, data.test_labels),
+    validation_batch_size=len(data.test_labels),
+    epochs=epochs,
+    shuffle=False,  # `batches_of` shuffles.
+    verbose=0,
+    callbacks=list(callbacks),
+  ).history
+  return error_percent(history['val_accuracy'][-1])
+
+
 def train(case: Case, *, seeds: int, epochs: int, bar: tqdm.tqdm) -> Result:
   """Trains the network once a seed, which all cases share."""
   model = None
@@ -237,15 +259,9 @@ def train(case: Case, *, seeds: int, epochs: int, bar: tqdm.tqdm) -> Result:
       )
     else:
       experiment.restart(model, fresh)
-    history = model.fit(
-      batches_of(data, case.batch_size, seed),
-      validation_data=(data.test_images, data.test_labels),
-      validation_batch_size=len(data.test_labels),
-      epochs=epochs,
-      shuffle=False,  # `batches_of` shuffles.
-      verbose=0,
-    ).history
-    errors.append(error_percent(history['val_accuracy'][-1]))
+    errors.append(
+      fit(model, data, batch_size=case.batch_size, epochs=epochs, seed=seed)
+    )
     bar.update()
   return Result(errors, model)
 

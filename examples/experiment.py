@@ -91,6 +91,21 @@ def select(records: Iterable[Record], **settings) -> list[Record]:
   ]
 
 
+def values(records: Iterable[Record], name: str, **settings) -> np.ndarray:
+  """Result `name` of the selected runs, in the order of their seeds."""
+  chosen = select(records, **settings)
+  chosen.sort(key=lambda record: record.settings['seed'])
+  return np.array([record.result[name] for record in chosen])
+
+
+def present(
+  records: Iterable[Record], name: str, known: Iterable[str]
+) -> list[str]:
+  """Those of `known` that occur as setting `name`, in that order."""
+  found = {record.settings[name] for record in records}
+  return [each for each in known if each in found]
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """A table that reads well in a terminal and in a document."""
   cells = [header, *rows]
@@ -100,6 +115,24 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   ]
   lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
   return '\n'.join(lines)
+
+
+def findings(claims: Iterable[tuple]) -> str:
+  """Which of the paper's findings runs show, as a table with figures.
+
+  Args:
+    claims: For each what the paper found, by how many points it is so here, by
+      seed, and words of `verdict` in place of the usual ones. One without any
+      seed is left out.
+  """
+  return markdown(
+    ["the paper's finding", 'points here', 'reproduced'],
+    [
+      [claim, f'{summary(points):+.2f}', verdict(points, *words)]
+      for claim, points, *words in claims
+      if len(points)
+    ],
+  )
 
 
 def restart(model: keras.Model, fresh: keras.Model) -> None:

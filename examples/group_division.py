@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import digits  # First: it says how much TensorFlow may print.
 import experiment
 import numpy as np
-import small_batch
+import training
 from absl import app, flags
 from matplotlib import figure
 
@@ -41,14 +41,14 @@ PICTURE = 'group_division.png'
 def run_settings(
   divisions: Sequence[int] = DIVISIONS, **options
 ) -> list[experiment.Settings]:
-  """The settings of all runs, for `small_batch.train_run`.
+  """The settings of all runs, for `training.train_run`.
 
   Args:
     divisions: Numbers of groups, and of channels in a group.
-    **options: As for `small_batch.run_settings`.
+    **options: As for `training.run_settings`.
   """
-  common = small_batch.run_settings(
-    norms=['group'], batch_sizes=[small_batch.BASE], **options
+  common = training.run_settings(
+    norms=['group'], batch_sizes=[digits.BASE], **options
   )
   return [
     {**settings, **dict.fromkeys(ROWS), row: division}
@@ -73,7 +73,7 @@ def errors(
   """Number in that row -> errors of all seeds, the largest number first."""
   numbers = {record.settings[row] for record in records} - {None}
   return {
-    number: small_batch.values(records, 'error', **{row: number})
+    number: experiment.values(records, 'error', **{row: number})
     for number in sorted(numbers, reverse=True)
   }
 
@@ -92,22 +92,13 @@ def table(records: Sequence[experiment.Record]) -> str:
 
 def findings(records: Sequence[experiment.Record]) -> str:
   """How far each end is above the best of its row, by seed."""
-  rows = []
+  claims = []
   for row, title in ROWS.items():
     found = errors(records, row)
     end = found.pop(1)
     best = min(found, key=lambda n: np.median(found[n]))
-    differences = end - found[best]
-    rows.append(
-      [
-        f'{ENDS[row]} is above {best} {title}',
-        f'{experiment.summary(differences):+.2f}',
-        experiment.verdict(differences),
-      ]
-    )
-  return experiment.markdown(
-    ["the paper's finding", 'points here', 'reproduced'], rows
-  )
+    claims.append((f'{ENDS[row]} is above {best} {title}', end - found[best]))
+  return experiment.findings(claims)
 
 
 def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
@@ -143,14 +134,14 @@ def draw(records: Sequence[experiment.Record], path: pathlib.Path) -> None:
     digits.tidy(chart)
   charts[0].set_ylabel('wrong images (%)')
   picture.suptitle(
-    f'Validation error, {small_batch.BASE} images a batch', fontsize=11
+    f'Validation error, {digits.BASE} images a batch', fontsize=11
   )
   picture.savefig(path)
 
 
 def define_flags() -> None:
   """Defines the flags; whoever imports this file does not get them."""
-  small_batch.define_training_flags('out/group_division')
+  training.define_flags('out/group_division')
   flags.DEFINE_list(
     'divisions',
     list(map(str, DIVISIONS)),
@@ -159,7 +150,7 @@ def define_flags() -> None:
   flags.register_multi_flags_validator(
     ['divisions', 'widths'],
     lambda given: (
-      small_batch.are_positive(given['divisions'])
+      training.are_positive(given['divisions'])
       and all(
         int(width) % int(division) == 0
         for width in given['widths']
@@ -175,8 +166,8 @@ def main(argv: Sequence[str]) -> None:
     raise app.UsageError(f'Flags only. Received: {" ".join(argv[1:])}')
   folder = experiment.output_folder()
   divisions = sorted(set(map(int, flags.FLAGS.divisions)), reverse=True)
-  records = small_batch.run_grid(
-    run_settings(divisions, **small_batch.training_options()),
+  records = training.run_grid(
+    run_settings(divisions, **training.options_of_flags()),
     folder / RESULTS,
     describe=describe,
   )

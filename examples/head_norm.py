@@ -372,15 +372,12 @@ def values(
   records: Sequence[experiment.Record], name: str, variant: str
 ) -> np.ndarray:
   """Result `name` of a variant's runs, in the order of their seeds."""
-  chosen = experiment.select(records, variant=variant)
-  chosen.sort(key=lambda record: record.settings['seed'])
-  return np.array([record.result[name] for record in chosen])
+  return experiment.values(records, name, variant=variant)
 
 
 def variants_of(records: Sequence[experiment.Record]) -> list[str]:
   """Those that were run, in the order of `VARIANTS`."""
-  found = {record.settings['variant'] for record in records}
-  return [variant for variant in VARIANTS if variant in found]
+  return experiment.present(records, 'variant', VARIANTS)
 
 
 def table(records: Sequence[experiment.Record]) -> str:

@@ -25,8 +25,8 @@ from typing import Any
 import digits  # noqa: F401  First: it says how much TensorFlow may print.
 import keras
 import numpy as np
-import small_batch
 import tensorflow as tf
+import training
 from absl import app, flags
 
 import tfgroupnorm
@@ -38,7 +38,7 @@ RESNET50 = (3, 4, 6, 3)  # Residual blocks in each stage.
 VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 FPN_WIDTH = 256
 WIDTH = 64  # The least of a convolution; all others are multiples.
-NORMS = {'none': 'no normalization', **small_batch.NORMS}
+NORMS = {'none': 'no normalization', **training.NORMS}
 CONVOLUTIONAL = ('resnet50', 'vgg16', 'fpn', 'resnet3d')
 # Flags -> models that have a use for them.
 USERS = {
@@ -81,12 +81,12 @@ ATTENTION = {
 def norm_factory(norm: str, groups: int, batch_size: int) -> MakeNorm | None:
   """What makes the paper's normalization layers: `norm` is a key of `NORMS`.
 
-  As in `small_batch.norm_factory`, LN is `GroupNorm(groups=1)`, and the moving
+  As in `training.norm_factory`, LN is `GroupNorm(groups=1)`, and the moving
   averages of BN go by `batch_size`.
   """
   if norm == 'none':
     return None
-  return small_batch.norm_factory(norm, groups, batch_size)
+  return training.norm_factory(norm, groups, batch_size)
 
 
 def convolution(

@@ -91,18 +91,15 @@ def train(
   progress = tqdm.keras.TqdmCallback(
     verbose=0, desc=models.NORMS[norm], disable=None
   )
-  history = model.fit(
-    digits.batches_of(data, BATCH_SIZE, seed),
-    validation_data=(data.test_images, data.test_labels),
-    validation_batch_size=len(data.test_labels),
+  error = digits.fit(
+    model,
+    data,
+    batch_size=BATCH_SIZE,
     epochs=epochs,
-    shuffle=False,  # `batches_of` shuffles.
-    verbose=0,
+    seed=seed,
     callbacks=[percentiles, progress],
-  ).history
-  return Result(
-    norm, percentiles, digits.error_percent(history['val_accuracy'][-1])
   )
+  return Result(norm, percentiles, error)
 
 
 def plot(results: Sequence[Result], path: pathlib.Path) -> None:

@@ -7,8 +7,8 @@ import head_norm
 import keras
 import numpy as np
 import pytest
-import small_batch
 import tensorflow as tf
+import training
 
 import programs
 import tfgroupnorm
@@ -43,7 +43,7 @@ def test_group_division(tmp_path):
 
 def test_divisions_are_of_all_layers():
   for settings in group_division.run_settings([2], seeds=1):
-    model = small_batch.build_model(settings, (8, 8, 1))
+    model = training.build_model(settings, (8, 8, 1))
     layers = [
       layer
       for layer in model.layers

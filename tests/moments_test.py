@@ -76,6 +76,20 @@ def test_unknown_sizes(case):
     np.testing.assert_allclose(t, wanted, rtol=2e-6, atol=2e-6)
 
 
+def gradient(case, x, upstream):
+  """Of both moments by `x`, in float64."""
+
+  def loss(x):
+    return np.array(
+      sum(
+        np.sum(t * u) for t, u in zip(formula(case, x), upstream, strict=True)
+      )
+    )
+
+  (found,) = reference.vjp(loss, [x], np.array(1.0))
+  return found
+
+
 @frameworks.on_jax
 @of_groups
 def test_gradients_of_jax(case):
@@ -86,12 +100,7 @@ def test_gradients_of_jax(case):
   upstream = [rng.normal(1, 1, t.shape) for t in formula(case, x)]
   _, back = jax.vjp(lambda x: functional.moments(x, **options(case)), x)
 
-  def loss(x):
-    return sum(
-      np.sum(t * u) for t, u in zip(formula(case, x), upstream, strict=True)
-    )
-
-  (wanted,) = reference.vjp(lambda x: np.array(loss(x)), [x], np.array(1.0))
+  wanted = gradient(case, x, upstream)
   np.testing.assert_allclose(*back(tuple(upstream)), wanted, rtol=0, atol=1e-8)
 
 
@@ -112,12 +121,7 @@ def test_gradients(case, jit_compile):
       moments = functional.moments(x, **options(case))
     return tape.gradient(moments, x, [tf.constant(t) for t in upstream])
 
-  def loss(x):
-    return sum(
-      np.sum(t * u) for t, u in zip(formula(case, x), upstream, strict=True)
-    )
-
-  (wanted,) = reference.vjp(lambda x: np.array(loss(x)), [x], np.array(1.0))
+  wanted = gradient(case, x, upstream)
   np.testing.assert_allclose(run(tf.constant(x)), wanted, rtol=0, atol=1e-8)
 
 

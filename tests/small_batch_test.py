@@ -7,10 +7,12 @@ import time
 
 import digits
 import experiment
+import image_data
 import keras
 import numpy as np
 import pytest
 import small_batch
+import training
 
 import programs
 import tfgroupnorm
@@ -55,11 +57,11 @@ def test_main_finding_also_after_an_interruption(tmp_path):
 
 
 def test_a_model_used_again_starts_anew():
-  first, second = small_batch.run_settings(
+  first, second = training.run_settings(
     norms=['batch'], batch_sizes=[32], seeds=2, epochs=1, train_size=64
   )
   # The second time it has been trained with another seed.
-  results = [small_batch.train_run(s) for s in (second, first, second)]
+  results = [training.train_run(s) for s in (second, first, second)]
   for result in results:
     del result['seconds']
   assert results[0] == results[2] != results[1]
@@ -69,10 +71,10 @@ def test_data_do_not_depend_on_norm_and_batch_size():
   images = np.random.default_rng(0).uniform(size=(64, 8, 8, 1))
   images = images.astype('float32')
   seen = []
-  for settings in small_batch.run_settings(
+  for settings in training.run_settings(
     norms=['group', 'batch'], batch_sizes=[4, 32], seeds=1, epochs=2
   ):
-    batches = small_batch.batches_of(images, np.arange(64), settings)
+    batches = image_data.batches_of(images, np.arange(64), settings)
     pixels, labels = zip(*batches.as_numpy_iterator(), strict=True)
     assert {len(batch) for batch in labels} == {settings['batch_size']}
     seen.append((np.concatenate(pixels), np.concatenate(labels)))
@@ -92,7 +94,7 @@ def test_data_do_not_depend_on_norm_and_batch_size():
 def test_transforms_do_not_follow_from_each_other():
   bar = np.zeros((2048, 8, 8, 1), 'float32')
   bar[:, 2:6, 3:5] = 1
-  transform = small_batch.transformation(contrast=1.0, seed=0)
+  transform = image_data.transformation(contrast=1.0, seed=0)
   for _ in range(2):
     ink = transform(bar)[..., 0]
     mass = ink.sum((1, 2))
@@ -107,20 +109,20 @@ def test_transforms_do_not_follow_from_each_other():
 def test_norms_are_those_of_the_paper():
   x = np.random.default_rng(0).normal(3, 2, (2, 4, 4, 8)).astype('float32')
   for norm, axes in {'layer': (1, 2, 3), 'instance': (1, 2)}.items():
-    y = small_batch.norm_factory(norm, None, 32)()(x).numpy()
+    y = training.norm_factory(norm, None, 32)()(x).numpy()
     np.testing.assert_allclose(y.mean(axes), 0, atol=1e-5)
     np.testing.assert_allclose(y.std(axes), 1, atol=1e-3)
-  averages = small_batch.norm_factory('batch', None, 8)()
+  averages = training.norm_factory('batch', None, 8)()
   assert averages.momentum == pytest.approx(0.9**0.25)
-  assert small_batch.norm_factory('group', 4, 32)().groups == 4
-  assert small_batch.norm_factory('group', None, 32, 2)().group_size == 2
+  assert training.norm_factory('group', 4, 32)().groups == 4
+  assert training.norm_factory('group', None, 32, 2)().group_size == 2
 
 
 @pytest.mark.parametrize('norm', ['group', 'batch', 'layer'])
 def test_a_head_has_a_norm(norm):
   """That of the convolutions, on the vector before the classes."""
   without, settings = (
-    small_batch.run_settings(norms=[norm], batch_sizes=[2], seeds=1, head=head)
+    training.run_settings(norms=[norm], batch_sizes=[2], seeds=1, head=head)
     for head in (None, 24)
   )
   without, settings = without[0], settings[0]
@@ -129,7 +131,7 @@ def test_a_head_has_a_norm(norm):
   few, many = (
     [
       layer
-      for layer in small_batch.build_model(each, (8, 8, 1)).layers
+      for layer in training.build_model(each, (8, 8, 1)).layers
       if isinstance(layer, kinds)
     ]
     for each in (without, settings)
@@ -140,9 +142,9 @@ def test_a_head_has_a_norm(norm):
 
 
 def test_instance_norm_is_not_in_heads():
-  everywhere = small_batch.run_settings(head=24)
+  everywhere = training.run_settings(head=24)
   norms = {settings['norm'] for settings in everywhere}
-  assert norms == set(small_batch.NORMS) - {'instance'}
+  assert norms == set(training.NORMS) - {'instance'}
 
 
 def test_runs_that_are_kept_are_those_of_the_program():
@@ -196,13 +198,13 @@ def test_other_datasets(monkeypatch):
 
   monkeypatch.setattr(keras.datasets.cifar10, 'load_data', load_data)
   for train_size in (64, 96):
-    data = small_batch.load_data('cifar10', train_size, seed=0)
+    data = image_data.load_data('cifar10', train_size, seed=0)
     assert data.train_images.shape == (train_size, 8, 8, 3)
     assert data.test_images.shape == (40, 8, 8, 3)
     assert 0 <= data.train_images.min() < 0.1 < 0.9 < data.train_images.max()
     assert data.train_images.max() <= 1
     assert np.bincount(data.train_labels).min() >= train_size // 10
-  (settings,) = small_batch.run_settings(
+  (settings,) = training.run_settings(
     dataset='cifar10',
     norms=['group'],
     batch_sizes=[32],
@@ -211,7 +213,7 @@ def test_other_datasets(monkeypatch):
     train_size=64,
     widths=[8],
   )
-  result = small_batch.train_run(settings)
+  result = training.train_run(settings)
   assert 0 < result['error'] <= 100 and np.isfinite(result['train_loss'])
 
 
@@ -220,7 +222,7 @@ def test_images_to_validate_on(count, copies):
   data = digits.Digits(
     None, np.full((count, 2, 2, 1), 0.5, 'f'), None, np.arange(count)
   )
-  images, labels = small_batch.validation_images(
+  images, labels = image_data.validation_images(
     data, {'contrast': 1.0, 'seed': 0}
   )
   assert images.shape == (copies * count, 2, 2, 1)
@@ -228,9 +230,9 @@ def test_images_to_validate_on(count, copies):
 
 
 def test_another_experiment_is_not_resumed(monkeypatch):
-  before = small_batch.run_settings(seeds=1)
-  monkeypatch.setattr(small_batch, 'ROTATION', 0.1)
-  after = small_batch.run_settings(seeds=1)
+  before = training.run_settings(seeds=1)
+  monkeypatch.setattr(image_data, 'ROTATION', 0.1)
+  after = training.run_settings(seeds=1)
   assert all(settings not in after for settings in before)
 
 

@@ -184,6 +184,18 @@ def test_channels_last(generation, torch):
     assert y.shape == (2, 3, CHANNELS)
 
 
+@pytest.mark.parametrize('axis', [4, -4])
+def test_channels_on_any_axis(axis, torch):
+  """Of volumes: the last, and the second as counted from the end."""
+  module = scrambled(torch.nn.GroupNorm(3, CHANNELS))
+  layer = tfgroupnorm.convert_torch_norm(module, axis=axis)
+  x = np.random.default_rng(0).normal(1, 2, (2, CHANNELS, 3, 4, 5))
+  x = x.astype('float32')
+  y = np.asarray(layer(np.moveaxis(x, 1, axis)))
+  wanted = np.moveaxis(run(torch, module, x.astype('float64')), 1, axis)
+  np.testing.assert_allclose(y, wanted, rtol=0, atol=5e-6)
+
+
 def test_what_else_is_kept(torch):
   module = torch.nn.RMSNorm(5)
   module.weight.requires_grad = False

@@ -153,12 +153,12 @@ def check_groups(groups: Any, group_size: Any) -> tuple[int, int | None]:
     if group_size < 1:
       raise ValueError(
         '`group_size`, the number of channels in a group, must be positive. '
-        f'Received: group_size={group_size}.'
+        f'Received: group_size={group_size}. Pass a divisor of the channels.'
       )
   elif groups < 1 and groups != -1:
     raise ValueError(
       '`groups` must be a positive integer, or -1 for one channel a group. '
-      f'Received: groups={groups}.'
+      f'Received: groups={groups}. Pass a divisor of the channels.'
     )
   return groups, group_size
 
@@ -177,7 +177,8 @@ def check_heads(
     num_heads = check_int('num_heads', num_heads)
     if num_heads < 1:
       raise ValueError(
-        f'`num_heads` must be positive. Received: num_heads={num_heads}.'
+        f'`num_heads` must be positive. Received: num_heads={num_heads}. Pass '
+        'a divisor of the last axis, or the size of `head_axis`.'
       )
   if head_axis is not None:
     head_axis = check_int('head_axis', head_axis)
@@ -310,7 +311,8 @@ def check_size(shape: Shape, axis: int, what: str) -> int:
   if size < 1:
     raise ValueError(
       f'The number of {what} must be positive. Received: shape '
-      f'{tuple(shape)} with size {size} on axis {axis}.'
+      f'{tuple(shape)} with size {size} on axis {axis}. Pass an input that has '
+      'some.'
     )
   return size
 
@@ -415,7 +417,8 @@ def check_floating(name: str, value: Any) -> None:
   """Floating, not integers and not bools."""
   if not is_floating(value):
     raise TypeError(
-      f'`{name}` must be floating. Received: dtype {value.dtype.name}.'
+      f'`{name}` must be floating. Received: dtype {value.dtype.name}. Cast it '
+      'to the dtype of the input, or to float32.'
     )
 
 
@@ -532,7 +535,7 @@ def check_gate_shape(received: Shape | None, shape: Shape) -> None:
     raise ValueError(
       '`gate` must have the shape of the input, which it multiplies '
       f'elementwise. Received: gate of shape {received} for an '
-      f'input of shape {tuple(shape)}.'
+      f'input of shape {tuple(shape)}. Reshape it, or broadcast it before.'
     )
 
 

@@ -158,7 +158,7 @@ def _by_name(data: dict[str, Any], model: Any) -> list[Any]:
     raise ValueError(
       '`data` must have each input of the model by its name. Received: a dict '
       f'of {", ".join(map(repr, data))}, without '
-      f'{", ".join(map(repr, missing))}.'
+      f'{", ".join(map(repr, missing))}. Add what is missing.'
     )
   return [data[name] for name in names]
 

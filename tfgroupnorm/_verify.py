@@ -172,7 +172,7 @@ def _difference(
   if set(received) != set(wanted):
     raise RuntimeError(
       'The SavedModel must have the outputs of the model in memory. Received: '
-      f'{sorted(received)} for {sorted(wanted)}.'
+      f'{sorted(received)} for {sorted(wanted)}. Please report this.'
     )
   worst = 0.0
   for name, y in wanted.items():

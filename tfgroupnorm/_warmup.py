@@ -76,7 +76,8 @@ def _check_batch(
   if set(batch) != set(specs):
     raise ValueError(
       'A batch must have an array for each input. Received: a dict in '
-      f'`warmup` with the keys {list(batch)}, for the inputs {list(specs)}.'
+      f'`warmup` with the keys {list(batch)}, for the inputs {list(specs)}. '
+      'Use their names as keys.'
     )
   tensors = {name: tf.convert_to_tensor(batch[name]) for name in specs}
   for name, spec in specs.items():

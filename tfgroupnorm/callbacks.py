@@ -49,7 +49,8 @@ def _check_update_freq(update_freq: Any) -> int | str:
       return 1
     raise ValueError(
       '`update_freq` must be "auto", "epoch", "batch" or a number of steps. '
-      f'Received: update_freq={update_freq!r}.'
+      f'Received: update_freq={update_freq!r}. Use "auto" to have it chosen by '
+      'what records cost.'
     )
   update_freq = _checks.check_int('update_freq', update_freq)
   if update_freq < 1:
@@ -58,6 +59,22 @@ def _check_update_freq(update_freq: Any) -> int | str:
       f'{update_freq}. Use "auto" to have it chosen by what records cost.'
     )
   return update_freq
+
+
+def _check_max_share(max_share: Any) -> float:
+  if isinstance(max_share, bool) or not isinstance(
+    max_share, (int, float, np.floating)
+  ):
+    raise TypeError(
+      '`max_share` must be a number. Received: max_share='
+      f'{max_share!r} of type {type(max_share).__name__}. 0.02 is 2%.'
+    )
+  if not 0 < max_share <= 1:
+    raise ValueError(
+      '`max_share` must be a share of the training time, above 0 and at '
+      f'most 1. Received: max_share={max_share!r}. 0.02 is 2%.'
+    )
+  return float(max_share)
 
 
 class ActivationPercentiles(keras.callbacks.Callback):
@@ -148,19 +165,7 @@ class ActivationPercentiles(keras.callbacks.Callback):
     self._layers = _features.check_layers(layers)
     self.percentiles = _check_percentiles(percentiles)
     self.update_freq = _check_update_freq(update_freq)
-    if isinstance(max_share, bool) or not isinstance(
-      max_share, (int, float, np.floating)
-    ):
-      raise TypeError(
-        '`max_share` must be a number. Received: max_share='
-        f'{max_share!r} of type {type(max_share).__name__}. 0.02 is 2%.'
-      )
-    if not 0 < max_share <= 1:
-      raise ValueError(
-        '`max_share` must be a share of the training time, above 0 and at '
-        f'most 1. Received: max_share={max_share!r}. 0.02 is 2%.'
-      )
-    self.max_share = float(max_share)
+    self.max_share = _check_max_share(max_share)
     self.log_dir = None if log_dir is None else os.fspath(log_dir)
     if self.log_dir is not None:
       reading.Writers.check(self.log_dir)

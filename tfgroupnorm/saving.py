@@ -121,7 +121,33 @@ def export_saved_model(
     )
   if servable.specs is not None:
     batches = _warmup.check_batches(batches, servable.specs)
+  _write(servable, path, batches, jit_compile, quantizable)
+  if jit_compile:
+    logging.info(
+      '%s is compiled by XLA: start servers with '
+      '--xla_cpu_compilation_enabled or --xla_gpu_compilation_enabled.',
+      path,
+    )
 
+
+def _check_framework() -> None:
+  if framework.NAME != 'tensorflow':
+    raise ImportError(
+      'A SavedModel is written by TensorFlow, of a model that runs on it. '
+      f'Received: Keras with backend {framework.NAME!r}. Call `model.save('
+      '"model.keras")` here; then, where KERAS_BACKEND=tensorflow, `import '
+      'tfgroupnorm`, load that by `keras.models.load_model` and export it.'
+    )
+
+
+def _write(
+  servable: _servable.Servable,
+  path: str,
+  batches: list[Any],
+  jit_compile: bool,
+  quantizable: bool,
+) -> None:
+  """Writes and verifies it beside `path`, where it then comes as a whole."""
   folder, name = os.path.split(path)
   if folder:
     tf.io.gfile.makedirs(folder)
@@ -146,22 +172,6 @@ def export_saved_model(
   finally:
     if tf.io.gfile.exists(unfinished):
       tf.io.gfile.rmtree(unfinished)
-  if jit_compile:
-    logging.info(
-      '%s is compiled by XLA: start servers with '
-      '--xla_cpu_compilation_enabled or --xla_gpu_compilation_enabled.',
-      path,
-    )
-
-
-def _check_framework() -> None:
-  if framework.NAME != 'tensorflow':
-    raise ImportError(
-      'A SavedModel is written by TensorFlow, of a model that runs on it. '
-      f'Received: Keras with backend {framework.NAME!r}. Call `model.save('
-      '"model.keras")` here; then, where KERAS_BACKEND=tensorflow, `import '
-      'tfgroupnorm`, load that by `keras.models.load_model` and export it.'
-    )
 
 
 def _save(servable: _servable.Servable, folder: str) -> None:

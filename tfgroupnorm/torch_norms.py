@@ -136,7 +136,8 @@ def _place(
     return 'LayerNorm', own, (None, *sizes)
   grouped = kind == 'GroupNorm'
   channels = module.num_channels if grouped else module.num_features
-  shape: list[int | None] = [None] * 4
+  # Of images, or with as many axes as there must be.
+  shape: list[int | None] = [None] * max(4, axis + 1, 1 - axis)
   shape[axis] = channels
   own = {'axis': axis, **({'groups': module.num_groups} if grouped else {})}
   return kind if grouped else 'InstanceNorm', own, tuple(shape)
