@@ -44,8 +44,11 @@ def documented(doc, title):
 def arguments(function):
   """The names of the arguments of a function or of a class's constructor."""
   stars = {inspect.Parameter.VAR_KEYWORD: '**'}
-  parameters = inspect.signature(function).parameters.values()
-  return [stars.get(p.kind, '') + p.name for p in parameters]
+  of_class = isinstance(function, type)
+  # In Python 3.10 a class has the signature of its `__new__`, as in Keras.
+  function = function.__init__ if of_class else function
+  parameters = list(inspect.signature(function).parameters.values())
+  return [stars.get(p.kind, '') + p.name for p in parameters[of_class:]]
 
 
 def is_whole(doc, sections):

@@ -39,14 +39,14 @@ def clipped(k: xp.Array) -> xp.Array:
   return xp.clip(k, -_most(k), _most(k))
 
 
-def bounded(rest: xp.Array) -> xp.Array:
-  """`rest`, a mean of x - k; or 0 where the sum overflows, or is NaN.
+def bounded(mean: xp.Array) -> xp.Array:
+  """`mean`, likewise; or 0, also where it is NaN because sums overflow.
 
-  If that is because x has NaN, rstd is NaN too. `clipped` leaves NaN, but costs
-  a TPU no kernel of its own.
+  If it is because x has NaN, rstd is NaN too. `clipped` leaves NaN, but costs a
+  TPU no kernel of its own.
   """
-  zero = xp.zeros([], rest.dtype)
-  return xp.where(xp.abs(rest) <= _most(rest), rest, zero)
+  zero = xp.zeros([], mean.dtype)
+  return xp.where(xp.abs(mean) <= _most(mean), mean, zero)
 
 
 # --- From a part of each channel ---------------------------------------------
@@ -66,7 +66,7 @@ def part(o: Operands) -> xp.Array:
     # An unknown size may be a small one.
     least = max if isinstance(length, int) else xp.maximum
     places[axis] = slice(0, least(length // _SAMPLING, 1))
-  return o.narrow[tuple(places)]
+  return o.narrow[tuple(places[: (axis or 0) + 1])]
 
 
 def element_and_mean(o: Operands, some: xp.Array) -> xp.Array:
@@ -75,7 +75,7 @@ def element_and_mean(o: Operands, some: xp.Array) -> xp.Array:
   These are exact zeros if the channel is constant.
   """
   one, wide = (xp.astype(t, o.dtype) for t in (first(o, some), some))
-  return one + bounded(o.add_up(wide - one)[0] / o.size(wide))
+  return bounded(one + o.add_up(wide - one)[0] / o.size(wide))
 
 
 def first(o: Operands, t: xp.Array) -> xp.Array:
@@ -102,7 +102,7 @@ def clamped_mean(o: Operands, x: xp.Array, counted=None) -> xp.Array:
     x = xp.where(counted, x, zero)
   (mean,) = o.add_up(x / o.size(x, counted))
   low, high = o.extreme(xp.min, low), o.extreme(xp.max, high)
-  mean = xp.minimum(xp.maximum(mean, low), high)
+  mean = clipped(xp.minimum(xp.maximum(mean, low), high))
   if counted is None and all(x.shape[i] for i in o.axes):
     return mean
   return xp.where(low > high, zero, mean)  # Of nothing it is 0.

@@ -66,7 +66,7 @@ class Operands:
   @functools.cached_property
   def channel_size(self) -> xp.Array:
     """How many elements count in each channel; a scalar but for a mask."""
-    return self.size(self.x, self.counted)
+    return self._count(self.layout.dims, self.counted)
 
   def _reshaped(self, t: xp.Array) -> xp.Array:
     return xp.reshape(t, self.layout.dims) if self.layout.reshaped else t
@@ -108,7 +108,9 @@ class Operands:
 
     A scalar but for `counted`, the mask of what counts.
     """
-    dims = xp.shape(t)
+    return self._count(xp.shape(t), counted)
+
+  def _count(self, dims: list, counted: xp.Array | None) -> xp.Array:
     if counted is None:
       return divisor([dims[i] for i in self.axes], self.dtype)
     masked = [i for i in self.axes if i in self.layout.spec.mask_axes]

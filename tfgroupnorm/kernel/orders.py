@@ -56,9 +56,6 @@ class OnePass(Order):
     - Chan, Golub & LeVeque, 1983, Algorithms for computing the sample variance
   """
 
-  def bounded(self, delta: xp.Array) -> xp.Array:
-    return near.bounded(delta)
-
   def value_near(self, o: Operands) -> xp.Array:
     """k: for each channel a value near its mean."""
     if o.counted is not None:
@@ -75,18 +72,18 @@ class OnePass(Order):
     return [t / o.channel_size for t in o.add_up(d, e * e)]
 
   def statistics(self, o: Operands):
-    k = near.clipped(xp.stop_gradient(self.value_near(o)))
+    k = xp.stop_gradient(self.value_near(o))
     if o.counted is None:
       k = o.valid(k)
     d, e = self.differences(o.x, k)
     delta, square = self.mean_and_square(
       o, o.counted_only(d), o.counted_only(e)
     )
-    var = variance(delta, square)
-    return self.combined(o, k, self.bounded(delta), var), e
+    return self.combined(o, k, delta, square), e
 
-  def combined(self, o: Operands, k, delta, var) -> tuple:
+  def combined(self, o: Operands, k, delta, square) -> tuple:
     """Statistics of the groups, from those of their channels."""
+    delta, var = rest_and_variance(delta, square)
     away, var = self.of_groups(o, k, delta, var)
     rstd = xp.rsqrt(var + o.epsilon)
     return k, delta if away is None else delta - away, rstd
@@ -112,20 +109,21 @@ class OnePass(Order):
 class Moments(OnePass):
   """Mean and variance themselves, for each channel those of its group."""
 
-  def bounded(self, delta: xp.Array) -> xp.Array:
-    return delta  # It is wanted, however large.
-
-  def combined(self, o: Operands, k, delta, var) -> tuple:
+  def combined(self, o: Operands, k, delta, square) -> tuple:
+    _, var = rest_and_variance(delta, square)
     away, var = self.of_groups(o, k, delta, var)
     rest = delta if away is None else delta - away
     return k + rest, o.spread(var)
 
 
-def variance(mean: xp.Array, square: xp.Array) -> xp.Array:
-  """Of the mean of numbers and of their squares."""
-  result = xp.maximum(square - mean * mean, 0)
-  # Where squares overflow, infinite and not inf - inf: the result is then 0.
-  return xp.where(xp.isinf(square), square, result)
+def rest_and_variance(rest: xp.Array, square: xp.Array) -> tuple:
+  """The mean of x - k, and the variance, from that of squares too.
+
+  Where squares overflow the variance is infinite, so that xhat is 0 if all else
+  is finite: the sum for the mean may not be.
+  """
+  rest = xp.where(xp.isinf(square), xp.zeros([], rest.dtype), rest)
+  return rest, xp.maximum(square - rest * rest, 0)
 
 
 def of_quotients(o: Operands, d, e) -> list[xp.Array]:

@@ -156,13 +156,12 @@ class Chain(_Rows, orders.TwoPass):
     the rest is. Should it be an outlier, the rest is still found to its digits.
     """
     largest = near.clipped(xp.max(o.x, o.axes, keepdims=True))
-    d = o.x - (largest + near.bounded(o.mean(o.x - largest)))
+    d = o.x - near.bounded(largest + o.mean(o.x - largest))
     d -= near.bounded(o.mean(d))
     return Line(d, xp.rsqrt(o.mean(d * d) + o.epsilon)), ()
 
   def statistics(self, o: Operands):
-    k = near.clipped(near.element_and_mean(o, near.part(o)))
-    k = o.valid(xp.stop_gradient(k))
-    rest, square = orders.of_quotients(o, o.x - k, k - o.x)
-    var = orders.variance(rest, square)
-    return (k, near.bounded(rest), xp.rsqrt(var + o.epsilon)), None
+    k = o.valid(xp.stop_gradient(near.element_and_mean(o, near.part(o))))
+    sums = orders.of_quotients(o, o.x - k, k - o.x)
+    rest, var = orders.rest_and_variance(*sums)
+    return (k, rest, xp.rsqrt(var + o.epsilon)), None

@@ -199,9 +199,10 @@ class OnePass(_InLanes):
     k = near.middle_one(*o.groups.three_of_each(o.x))
     k = near.clipped(xp.stop_gradient(k))
     d = o.x - o.spread(k)
-    rest, square = o.groups.mean_of_channels(d, 3), o.groups.mean_square(d)
-    var = orders.variance(rest, square)
-    return (k, near.bounded(rest), xp.rsqrt(var + o.epsilon)), d
+    rest, var = orders.rest_and_variance(
+      o.groups.mean_of_channels(d, 3), o.groups.mean_square(d)
+    )
+    return (k, rest, xp.rsqrt(var + o.epsilon)), d
 
   def xhat(self, o: Operands, x, statistics, d=None) -> Line:
     k, rest, rstd = statistics

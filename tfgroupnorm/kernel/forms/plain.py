@@ -67,11 +67,10 @@ class OnePass(orders.OnePass):
   def statistics(self, o: Operands):
     if o.counted is not None:
       return super().statistics(o)
-    k = o.valid(near.clipped(xp.stop_gradient(_near_group(o))))
+    k = o.valid(xp.stop_gradient(_near_group(o)))
     d = o.x - o.spread(k)
-    rest, square = o.mean(d), o.mean(d * d)
-    var = orders.variance(rest, square)
-    return (k, self.bounded(rest), xp.rsqrt(var + o.epsilon)), d
+    rest, var = orders.rest_and_variance(o.mean(d), o.mean(d * d))
+    return (k, rest, xp.rsqrt(var + o.epsilon)), d
 
   def xhat(self, o: Operands, x, statistics, d=None) -> Line:
     if o.counted is not None:
@@ -86,4 +85,4 @@ def _near_group(o: Operands) -> xp.Array:
   some = xp.astype(near.part(o), o.dtype)
   first = o.groups.first(near.first(o, some))
   rest = xp.mean(some - o.spread(first), o.axes, keepdims=True)
-  return first + near.bounded(o.groups.mean_of_channels(rest))
+  return near.bounded(first + o.groups.mean_of_channels(rest))
