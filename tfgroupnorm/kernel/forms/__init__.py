@@ -92,9 +92,9 @@ PLATFORMS = tuple(_FORMS)
 # Where JAX compiles for a CPU.
 _FORMS['YNN'] = Platform(
   lay_out=layouts.merged,
-  about_zero=ynn.AboutZero(plain.SUMS, cpu.SUMS),
-  rows=ynn.TwoPass(plain.SUMS, cpu.SUMS),
-  others=ynn.OnePass(plain.SUMS, cpu.SUMS),
+  about_zero=ynn.AboutZero(ynn.SUMS, cpu.SUMS),
+  rows=ynn.TwoPass(ynn.SUMS, cpu.SUMS),
+  others=ynn.OnePass(ynn.SUMS, cpu.SUMS),
   groups=plain.groups,
 )
 

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from tfgroupnorm.kernel import formula, orders
 from tfgroupnorm.kernel.forms import plain, xla
+from tfgroupnorm.kernel.forms.sums import Sums
 from tfgroupnorm.kernel.formula import Order
+
+SUMS = Sums()
 
 
 class _KeepsNothing(Order):
