@@ -75,7 +75,7 @@ def element_and_mean(o: Operands, some: xp.Array) -> xp.Array:
   These are exact zeros if the channel is constant.
   """
   one, wide = (xp.astype(t, o.dtype) for t in (first(o, some), some))
-  return bounded(one + o.add_up(wide - one)[0] / o.size(wide))
+  return clipped(one + bounded(o.add_up(wide - one)[0] / o.size(wide)))
 
 
 def first(o: Operands, t: xp.Array) -> xp.Array:

@@ -122,8 +122,8 @@ def rest_and_variance(rest: xp.Array, square: xp.Array) -> tuple:
   Where squares overflow the variance is infinite, so that xhat is 0 if all else
   is finite: the sum for the mean may not be.
   """
-  rest = xp.where(xp.isinf(square), xp.zeros([], rest.dtype), rest)
-  return rest, xp.maximum(square - rest * rest, 0)
+  var = xp.maximum(square - rest * rest, 0)
+  return near.bounded(rest), xp.where(xp.isinf(square), square, var)
 
 
 def of_quotients(o: Operands, d, e) -> list[xp.Array]:
