@@ -416,7 +416,10 @@ class ExactFormTest(FormTest):
 
   @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
   def test_finite_stays_finite(self, dtype):
-    """Also where sums overflow, differences do, or only their squares."""
+    """Also where sums overflow, differences do, or only their squares.
+
+    What comes out of all of these is beta, here 0.
+    """
     rng = np.random.default_rng(0)
     dtype = frameworks.numpy_dtype(dtype)
     most = float(np.finfo('float32').max) * (1 - 2**-8)  # bfloat16 has it too.
@@ -454,8 +457,44 @@ class ExactFormTest(FormTest):
           **options,
           jit_compile=self.jit_compile,
         )
-        for t in found:
-          assert np.all(np.isfinite(frameworks.wide(t))), (function, options, x)
+        y, dx, dgamma = map(frameworks.wide, found)
+        assert np.all(np.isfinite(dx)), (function, options, x)
+        np.testing.assert_array_equal(y, np.zeros(shape))
+        np.testing.assert_array_equal(dgamma, np.zeros(gamma.shape))
+
+  @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+  def test_what_is_not_finite_is_seen(self, bad):
+    """NaN in all of its group, an infinite number at least in its place."""
+    rng = np.random.default_rng(0)
+    for function, options, shape, place, group in (
+      (functional.layer_norm, {}, (2, 64), (0, 3), np.s_[0]),
+      (functional.layer_norm, {'rms': True}, (2, 64), (0, 3), np.s_[0]),
+      (
+        functional.group_norm,
+        {'groups': 2},
+        (2, 8, 8),
+        (0, 5, 3),
+        np.s_[0, :, :4],
+      ),
+      (functional.instance_norm, {}, (2, 8, 8), (0, 5, 3), np.s_[0, :, 3]),
+      (
+        functional.head_norm,
+        {'num_heads': 2},
+        (2, 3, 64),
+        (0, 2, 3),
+        np.s_[0, 2, :32],
+      ),
+    ):
+      x = rng.normal(3, 1, shape).astype('float32')
+      run = functools.partial(function, **options, jit_compile=self.jit_compile)
+      clean = np.asarray(run(x))
+      x[place] = bad
+      y = np.asarray(run(x))
+      spoilt = np.isnan(y)
+      assert spoilt[place]
+      # What is left is beta, as of all numbers whose squares overflow.
+      assert np.all(spoilt[group] | ((y[group] == 0) & ~np.isnan(bad)))
+      np.testing.assert_array_equal(y[1:], clean[1:])
 
   def test_masked_values_near_the_largest(self):
     rng = np.random.default_rng(0)

@@ -306,6 +306,7 @@ def moments(
 
   Returns:
     Two tensors (batch, 1, ..., channels), of size 1 where `x` has positions.
+    Squares overflow as in `group_norm`: the variance is then infinite.
 
   Raises:
     ValueError: If a shape or value does not fit; the message says which.

@@ -66,6 +66,7 @@ def part(o: Operands) -> xp.Array:
     # An unknown size may be a small one.
     least = max if isinstance(length, int) else xp.maximum
     places[axis] = slice(0, least(length // _SAMPLING, 1))
+  # No more: a graph of unknown sizes has two nodes for each.
   return o.narrow[tuple(places[: (axis or 0) + 1])]
 
 
