@@ -435,6 +435,8 @@ def masked(keras, end):
 TOKENS = np.array([[1, 2, 3, 0, 0, 0], [3, 2, 1, 1, 2, 0]])
 
 
+# Keras 3.16 warns of its own LSTM, which heeds masks nevertheless.
+@pytest.mark.filterwarnings('ignore:Layer .lstm:UserWarning')
 @cases.both_kerases
 def test_what_heeds_masks_stays(generation):
   keras = importlib.import_module(generation)

@@ -67,18 +67,14 @@ class OnePass(Order):
     d = x - k
     return d, d
 
-  def mean_and_square(self, o: Operands, d, e) -> list[xp.Array]:
-    """Of `d` and of the squares of `e`: elements -> channels."""
-    return [t / o.channel_size for t in o.add_up(d, e * e)]
-
   def statistics(self, o: Operands):
     k = xp.stop_gradient(self.value_near(o))
     if o.counted is None:
       k = o.valid(k)
     d, e = self.differences(o.x, k)
-    delta, square = self.mean_and_square(
-      o, o.counted_only(d), o.counted_only(e)
-    )
+    counted, others = o.counted_only(d), o.counted_only(e)
+    sums = o.add_up(counted, others * others)
+    delta, square = (t / o.channel_size for t in sums)
     return self.combined(o, k, delta, square), e
 
   def combined(self, o: Operands, k, delta, square) -> tuple:
@@ -124,8 +120,3 @@ def rest_and_variance(rest: xp.Array, square: xp.Array) -> tuple:
   """
   var = xp.maximum(square - rest * rest, 0)
   return near.bounded(rest), xp.where(xp.isinf(square), square, var)
-
-
-def of_quotients(o: Operands, d, e) -> list[xp.Array]:
-  """`OnePass.mean_and_square`, for compilers that divide in a kernel apart."""
-  return o.add_up(d / o.channel_size, e * (e / o.channel_size))

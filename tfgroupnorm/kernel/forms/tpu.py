@@ -2,9 +2,13 @@
 
 A reduction is fused with whatever is made of x on the way, so that least and
 largest cost nothing beside a sum; but what is done to a small result is a
-kernel of its own. So sums are divided by their count before they are taken, and
-k is the mean of a part kept between its extremes, which needs no element picked
-apart.
+kernel of its own. So k is the mean of a part kept between its extremes, or of
+bfloat16 in that precision, which needs no element picked apart.
+
+Beside a convolution whose images it cuts into pieces, XLA writes out what is
+added up. So the sums are of x - k and its squares, divided afterwards, which
+costs two small kernels more: forward through a U-Net's blocks takes 4100
+kilocycles, and 5000 where quotients are added up.
 
 Heads side by side on the last axis have a form of their own, `lanes.py`.
 """
@@ -23,11 +27,14 @@ SUMS = Sums(opaque=xla.opaque)
 class OnePass(orders.OnePass):
   """Both sums at once, with few small kernels."""
 
-  mean_and_square = staticmethod(orders.of_quotients)
-
   def value_near(self, o: Operands) -> xp.Array:
     if o.counted is None:
-      return near.clamped_mean(o, xp.astype(near.part(o), o.dtype))
+      some = xp.astype(near.part(o), o.dtype)
+      if o.narrow.dtype != xp.bfloat16:
+        return near.clamped_mean(o, some)
+      # Of equal ones it is their value.
+      (mean,) = o.add_up(some / o.size(some))
+      return near.clipped(xp.to_8_bits(mean))
     axis = near.masked_axis(o)
     if o.layout.spec.mask_axes[:axis] != tuple(range(axis)):
       # It copies what it picks from, unless that lies together: channels first,
