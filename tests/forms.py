@@ -272,11 +272,14 @@ class ExactFormTest(FormTest):
     dgamma = np.reshape(dgamma, view[2:])
     np.testing.assert_allclose(dgamma, sum_, rtol=0, atol=1e-5 * scale)
 
-  def test_constant_input_gives_beta(self):
+  @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+  def test_constant_input_gives_beta(self, dtype):
+    dtype = frameworks.numpy_dtype(dtype)
     for value in (10000.1, -3e-5, 7e8):
       for shape in ((2, 33, 5, 6), (2, 18), (3, 5, 1200)):
-        x = np.full(shape, np.float32(value))
+        x = np.full(shape, value, dtype)
         beta = np.arange(shape[-1], dtype='float32')
+        wanted = np.broadcast_to(beta.astype(dtype), shape)
         for y in (
           functional.group_norm(
             x, beta=beta, groups=3, jit_compile=self.jit_compile
@@ -286,7 +289,7 @@ class ExactFormTest(FormTest):
             x, beta=beta, num_heads=2, jit_compile=self.jit_compile
           ),
         ):
-          np.testing.assert_array_equal(y, np.broadcast_to(beta, shape))
+          np.testing.assert_array_equal(y, wanted)
 
   def test_masked_constant_input_gives_beta(self):
     rng = np.random.default_rng(0)

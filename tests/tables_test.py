@@ -167,20 +167,27 @@ def test_counts_of_a_norm_alone(page, heading, name, owners):
     assert cells == wanted, case
 
 
-def test_blocks():
+def blocks_of(name):
+  """{block: {(target, pass): its counts}}."""
   blocks = {}
-  for row in results('xla_cost_blocks.json'):
+  for row in results(name):
     blocks.setdefault(row['block'], {})[row['target'], row['pass']] = row
+  return blocks
 
-  def share(row):
-    return f'{row["share"]:.2f}' if row and row['share'] is not None else ''
 
-  def costs(row, what, digits):
-    if not row:
-      return ''
-    owners = ('nothing', 'keras', 'ours')
-    return pair(*(row[o][what] for o in owners), digits=digits)
+def share(row):
+  return f'{row["share"]:.2f}' if row and row['share'] is not None else ''
 
+
+def costs(row, what, digits):
+  if not row:
+    return ''
+  owners = ('nothing', 'keras', 'ours')
+  return pair(*(row[o][what] for o in owners), digits=digits)
+
+
+def test_blocks():
+  blocks = blocks_of('xla_cost_blocks.json')
   shown = table('docs/performance.md', 'block, twice')
   assert shown.keys() == blocks.keys()
   for block, rows in blocks.items():
@@ -199,18 +206,23 @@ def test_blocks():
 
 
 def test_blocks_through_jax():
+  blocks = blocks_of('jax_cost_blocks.json')
+  assert blocks.keys() == table('docs/performance.md', 'block, twice').keys()
   page = (ROOT / 'docs' / 'jax.md').read_text()
   for target, said in (
-    ('h100', 'adds {:.2f} to {:.2f} of what Keras'),
-    ('a100', 'and {:.2f} to {:.2f} on an A100'),
+    ('h100', 'adds {} to {} of what Keras'),
+    ('a100', 'and {} to {} on an A100'),
   ):
-    shares = [
-      row['share']
-      for row in results('jax_cost_blocks.json')
-      if (row['target'], row['pass']) == (target, 'step')
-    ]
-    assert len(shares) == len(table('docs/performance.md', 'block, twice'))
+    shares = [share(rows[target, 'step']) for rows in blocks.values()]
     assert said.format(min(shares), max(shares)) in page
+  assert table('docs/jax.md', 'block, twice, on a v5e') == {
+    block: [
+      share(rows['v5e', 'forward']),
+      costs(rows['v5e', 'step'], 'kilocycles', 0),
+      share(rows['v5e', 'step']),
+    ]
+    for block, rows in blocks.items()
+  }
 
 
 def test_cpu_through_jax():
