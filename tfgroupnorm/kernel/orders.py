@@ -67,14 +67,18 @@ class OnePass(Order):
     d = x - k
     return d, d
 
+  def mean_and_square(self, o: Operands, d, e) -> list[xp.Array]:
+    """Of `d` and of the squares of `e`: elements -> channels."""
+    return [t / o.channel_size for t in o.add_up(d, e * e)]
+
   def statistics(self, o: Operands):
     k = xp.stop_gradient(self.value_near(o))
     if o.counted is None:
       k = o.valid(k)
     d, e = self.differences(o.x, k)
-    counted, others = o.counted_only(d), o.counted_only(e)
-    sums = o.add_up(counted, others * others)
-    delta, square = (t / o.channel_size for t in sums)
+    delta, square = self.mean_and_square(
+      o, o.counted_only(d), o.counted_only(e)
+    )
     return self.combined(o, k, delta, square), e
 
   def combined(self, o: Operands, k, delta, square) -> tuple:
