@@ -225,6 +225,49 @@ def test_blocks_through_jax():
   }
 
 
+# Parts of blocks' names, and what is said of their steps on a v5e: (page,
+# results, sentence).
+PROSE = [
+  (['1x1', 'product'], 'docs/jax.md', 'jax', '`Dense`, a step of ours adds {}'),
+  (['3x3, GN', 'SiLU'], 'docs/jax.md', 'jax', 'convolutions of 3x3, {} of'),
+  (['IN per'], 'docs/jax.md', 'jax', 'InstanceNorm {},'),
+  (['LN(x) a) b (32'], 'docs/jax.md', 'jax', '768 wide {},'),
+  (['x + Head'], 'docs/jax.md', 'jax', 'heads {}.'),
+  (['1x1'], 'README.md', 'jax', "what Keras' adds through JAX: {};"),
+  (['1x1'], 'README.md', 'xla', 'through TensorFlow {}.'),
+]
+
+
+@pytest.mark.parametrize('parts, page, framework, said', PROSE)
+def test_what_is_said_of_blocks(parts, page, framework, said):
+  shares = [
+    share(rows['v5e', 'step'])
+    for block, rows in blocks_of(f'{framework}_cost_blocks.json').items()
+    if any(part in block for part in parts)
+  ]
+  text = ' '.join((ROOT / page).read_text().split())
+  assert said.format(f'{min(shares)} to {max(shares)}') in text
+
+
+WHOLE = [
+  ('resnet50', 'h100', 'traffic', 'moves {:.2f} GB, and {:.2f} with Keras'),
+  ('transformer', 'h100', 'traffic', 'wide) moves {:.1f} and {:.1f} GB'),
+  ('resnet50', 'v5e', 'kilocycles', 'v5e {:.0f} kilocycles, and {:.0f} with'),
+  ('transformer', 'v5e', 'kilocycles', 'the Transformer {:.0f} and {:.0f}.'),
+]
+
+
+@pytest.mark.parametrize('network, target, what, said', WHOLE)
+def test_whole_networks(network, target, what, said):
+  counts = {
+    row['owner']: row[what]
+    for row in results('xla_cost_networks.json')
+    if (row['network'], row['target']) == (network, target)
+  }
+  text = ' '.join((ROOT / 'docs' / 'performance.md').read_text().split())
+  assert said.format(counts['ours'], counts['keras']) in text
+
+
 def test_cpu_through_jax():
   times = {}
   for row in results('jax_cpu.json'):
