@@ -268,6 +268,25 @@ def test_whole_networks(network, target, what, said):
   assert said.format(counts['ours'], counts['keras']) in text
 
 
+def test_networks_on_a_cpu():
+  names = {
+    'resnet50': 'ResNet-50',
+    'unet': 'U-Net',
+    'transformer': 'Transformer',
+    'step': 'later steps',
+    'peak': 'peak of memory',
+    'served 1': 'SavedModel, batch of 1',
+    'served 8': 'SavedModel, batch of 8',
+  }
+  assert table('docs/performance.md', 'network on a CPU') == {
+    f'{names[row["network"]]}: {names.get(row["what"], row["what"])}': [
+      pair(row['times_ours'].get(owner), digits=2)
+      for owner in ('keras', 'batch')
+    ]
+    for row in results('networks.json')
+  }
+
+
 def test_cpu_through_jax():
   times = {}
   for row in results('jax_cpu.json'):
