@@ -218,12 +218,14 @@ def by_flax(case: Case) -> Callable | None:
   else:
     module = linen.LayerNorm(**options)
   shape, size = case.shape, case.shape[-1]
-  if case.kind == 'HeadNorm':  # It has one gamma for all heads.
+  if 'num_heads' in case.options:
     size //= case.options['num_heads']
     shape = (*shape[:-1], -1, size)
 
   def run(x, gamma, beta):
-    parameters = {'params': {'scale': gamma[:size], 'bias': beta[:size]}}
+    # Of heads: it has one gamma for all of them.
+    gamma, beta = gamma.ravel()[:size], beta.ravel()[:size]
+    parameters = {'params': {'scale': gamma, 'bias': beta}}
     return module.apply(parameters, x.reshape(shape)).reshape(case.shape)
 
   return run

@@ -21,9 +21,9 @@ def function_of(case: c.Case, owner: str) -> Callable | None:
     return None
   if owner == 'keras':
     return _by_keras(case)
-  if case.per_sample or case.rms or case.options.get('activation'):
+  if case.per_sample or case.rms:
     return None
-  return c.by_flax(case)
+  return _by_flax(case)
 
 
 def _ours(case: c.Case, x, gamma, beta):
@@ -41,6 +41,16 @@ def _ours(case: c.Case, x, gamma, beta):
   return c.functional_of(case)(
     x, gamma, None if case.rms else beta, mask=mask, **case.options
   )
+
+
+def _by_flax(case: c.Case) -> Callable | None:
+  import jax
+
+  norm, activation = c.by_flax(case), case.options.get('activation')
+  if norm is None or activation is None:
+    return norm
+  function = getattr(jax.nn, activation)
+  return lambda *args: function(norm(*args))
 
 
 def _by_keras(case: c.Case) -> Callable:

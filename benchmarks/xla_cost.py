@@ -19,6 +19,7 @@ a case may cost, and `budgets_test.py`, run by `make budgets`, checks that.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import math
@@ -128,6 +129,10 @@ class Cost:
   kilocycles: float | None = None
 
 
+class Unreadable(Exception):
+  """A compiled program that this jaxlib cannot read."""
+
+
 class Compiler:
   """XLA for one absent device."""
 
@@ -158,7 +163,10 @@ class Compiler:
     from jax._src.lib import _jax
 
     executable = c.compiled(text, self.device, absent=True)
-    module = executable.hlo_modules()[0]
+    try:
+      module = executable.hlo_modules()[0]
+    except jax.errors.JaxRuntimeError as error:
+      raise Unreadable from error
     hlo = module.to_string()
     entry = hlo[hlo.index('\nENTRY') :]
     entry = entry[: entry.index('\n}')]
@@ -292,9 +300,16 @@ def row(case, target, name, pair) -> str:
 
 
 def costs_of_blocks(
-  chosen, targets, folder: pathlib.Path, write_stablehlo=blocks.write_stablehlo
+  chosen,
+  targets,
+  folder: pathlib.Path,
+  write_stablehlo=blocks.write_stablehlo,
+  owners=blocks.OWNERS,
 ):
-  """Yields (block, target, pass, {owner: cost})."""
+  """Yields (block, target, pass, {owner: cost}), of owners with such norms.
+
+  Without those whose program is unreadable: on a v6e, some.
+  """
   platforms = sorted({platform(target) for target in targets})
   write_stablehlo(chosen, platforms, folder)
   for target in targets:
@@ -302,15 +317,19 @@ def costs_of_blocks(
     for block in chosen:
       for name in blocks.PASSES:
         found = {}
-        for owner in blocks.OWNERS:
+        for owner in owners:
           path = c.path_of(folder, platform(target), owner, name, block.name)
-          found[owner], hlo = compiler.cost(path.read_text(), block.bytes)
-          path.with_suffix(f'.{target}.hlo').write_text(hlo)
+          if path.exists():
+            with contextlib.suppress(Unreadable):
+              found[owner], hlo = compiler.cost(path.read_text(), block.bytes)
+              path.with_suffix(f'.{target}.hlo').write_text(hlo)
         yield block, target, name, found
 
 
 def share(costs: dict[str, Cost]) -> float:
   """What our norms add to a block, over what those of Keras add."""
+  if not costs.keys() >= set(blocks.OWNERS):
+    return math.nan
   nothing, ours, keras = (
     cost.traffic if cost.kilocycles is None else cost.kilocycles
     for cost in (costs[owner] for owner in blocks.OWNERS)
@@ -321,7 +340,7 @@ def share(costs: dict[str, Cost]) -> float:
 def row_of_block(block, target, name, costs) -> str:
   text = f'{target:6}{block.name:62}{name:8}{share(costs):6.2f}'
   for field in FIELDS:
-    values = [getattr(costs[owner], field) for owner in blocks.OWNERS]
+    values = [getattr(cost, field) for cost in costs.values()]
     if None not in values:
       form = 'd' if field == 'kernels' else '.1f'
       text += '  ' + ''.join(f'{value:>8{form}}' for value in values)
@@ -330,22 +349,24 @@ def row_of_block(block, target, name, costs) -> str:
 
 def main_of_blocks(
   folder: pathlib.Path,
-  write_stablehlo=blocks.write_stablehlo,
   name_of_results='xla_cost_blocks.json',
+  write_stablehlo=blocks.write_stablehlo,
+  owners=blocks.OWNERS,
 ):
   chosen = [block for block in blocks.ALL if CASES.value in block.name]
   head = ('kernels', 'traffic, T', 'temporaries, T', 'kilocycles')
-  print(' ' * 76 + ' share' + ''.join(f'{title:>26}' for title in head))
-  print(' ' * 82 + ('  ' + ''.join(f'{o:>8}' for o in blocks.OWNERS)) * 4)
+  width = 8 * len(owners) + 2
+  print(' ' * 76 + ' share' + ''.join(f'{title:>{width}}' for title in head))
+  print(' ' * 82 + ('  ' + ''.join(f'{o:>8}' for o in owners)) * 4)
   for block, target, name, found in costs_of_blocks(
-    chosen, TARGETS.value, folder, write_stablehlo
+    chosen, TARGETS.value, folder, write_stablehlo, owners
   ):
     print(row_of_block(block, target, name, found), flush=True)
     result = {
       'block': block.name,
       'target': target,
       'pass': name,
-      'share': round(share(found), 3),
+      'share': None if math.isnan(share(found)) else round(share(found), 3),
       **{owner: rounded(cost) for owner, cost in found.items()},
     }
     if WRITE.value:  # One by one: all of them take an hour.
