@@ -7,7 +7,7 @@ by `train_on_batch` and `predict_on_batch` as Keras compiles them by default.
 What is printed are ratios to ours: how many times as long the first step took,
 the later ones, a prediction, and a call of the SavedModel with a batch of 1 and
 of 8, of a ResNet-50 for images of 224 pixels; and how high memory went while
-they trained.
+they trained. And after how many steps ours have made up for a longer first one.
 
 `xla_cost.py --whole` compiles the same for GPUs and TPUs.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -280,10 +281,20 @@ def measure(name: str, turns: int, count: int) -> dict:
   return results
 
 
+def paid_off(first: dict[str, float], step: dict[str, float]) -> dict[str, int]:
+  """{owner: after how many steps ours have taken less time}, if they do."""
+  return {
+    owner: max(1, math.ceil((first['ours'] - first[owner]) / gain))
+    for owner in first
+    if (gain := step[owner] - step['ours']) > 0
+  }
+
+
 def main(_):
   rows = []
   for name in NETWORKS.value or ALL:
-    for what, found in measure(name, TURNS.value, STEPS.value).items():
+    results = measure(name, TURNS.value, STEPS.value)
+    for what, found in results.items():
       ratios = {o: round(v / found['ours'], 2) for o, v in found.items()}
       rows.append({'network': name, 'what': what, 'times_ours': ratios})
       shown = '  '.join(
@@ -291,6 +302,9 @@ def main(_):
         for owner, value in found.items()
       )
       print(f'{name:12}{what:12}{shown}', flush=True)
+    steps = paid_off(results['first step'], results['step'])
+    rows.append({'network': name, 'what': 'paid off', 'steps': steps})
+    print(f'{name:12}{"paid off":12}{steps}', flush=True)
   if WRITE_NETWORKS.value:
     path = HERE / 'results' / 'networks.json'
     path.write_text(json.dumps(rows, indent=1) + '\n')

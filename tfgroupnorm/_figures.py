@@ -42,8 +42,8 @@ def panels(names: Sequence[Any], draw_panel: Callable[[Any, Any], None]) -> Any:
     from matplotlib import figure
   except ImportError as error:
     raise ImportError(
-      'A figure needs matplotlib. Run `pip install "tfgroupnorm[plots]"`; '
-      'the numbers are in `history`.'
+      'A figure needs matplotlib. Run `pip install matplotlib`; the numbers '
+      'are in `history`.'
     ) from error
   columns = min(3, len(names))
   rows = math.ceil(len(names) / columns)

@@ -22,7 +22,7 @@ def prediction_log() -> Any:
   except ImportError as error:
     raise ImportError(
       'Warm-up records are written with tensorflow-serving-api, which is not '
-      'installed. Run `pip install "tfgroupnorm[serving]"`, or leave out '
+      'installed. Run `pip install tensorflow-serving-api`, or leave out '
       '`warmup`.'
     ) from error
   return prediction_log_pb2

@@ -1,4 +1,4 @@
-"""Normalization of tensors, without Keras: validate, describe, call the kernel.
+"""Normalization of tensors: validate, describe, call the kernel.
 
 `_checks` validates, for the layers too, and `_layouts` describes: the four
 public functions differ in nothing but the `Layout` that they hand on.
