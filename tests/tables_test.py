@@ -179,11 +179,17 @@ def share(row):
   return f'{row["share"]:.2f}' if row and row['share'] is not None else ''
 
 
-def costs(row, what, digits):
+def costs(row, what, digits, owners=('nothing', 'keras', 'ours')):
   if not row:
     return ''
-  owners = ('nothing', 'keras', 'ours')
-  return pair(*(row[o][what] for o in owners), digits=digits)
+  return pair(*(row.get(o, {}).get(what) for o in owners), digits=digits)
+
+
+def share_of_flax(row, what):
+  if 'flax' not in row:
+    return '-'
+  nothing, flax, keras = (row[o][what] for o in ('nothing', 'flax', 'keras'))
+  return f'{(flax - nothing) / (keras - nothing):.2f}'
 
 
 def test_blocks():
@@ -215,10 +221,24 @@ def test_blocks_through_jax():
   ):
     shares = [share(rows[target, 'step']) for rows in blocks.values()]
     assert said.format(min(shares), max(shares)) in page
+  of_flax = []
+  for rows in blocks.values():
+    for row in (rows['h100', 'step'], rows['a100', 'step']):
+      if 'flax' in row:
+        of_flax.append(share_of_flax(row, 'traffic'))
+        assert share(row) <= of_flax[-1]
+  said = f'whose norms add {min(of_flax)} to {max(of_flax)} of'
+  assert said in ' '.join(page.split())
   assert table('docs/jax.md', 'block, twice, on a v5e') == {
     block: [
       share(rows['v5e', 'forward']),
-      costs(rows['v5e', 'step'], 'kilocycles', 0),
+      costs(
+        rows['v5e', 'step'],
+        'kilocycles',
+        0,
+        ('nothing', 'keras', 'flax', 'ours'),
+      ),
+      share_of_flax(rows['v5e', 'step'], 'kilocycles'),
       share(rows['v5e', 'step']),
     ]
     for block, rows in blocks.items()
