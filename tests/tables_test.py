@@ -245,23 +245,34 @@ def test_blocks_through_jax():
   }
 
 
-# Parts of blocks' names, and what is said of their steps on a v5e: (page,
-# results, sentence).
+# Parts of blocks' names, and what is said of their steps on a TPU: (page,
+# results, target, sentence).
+JAX_PAGE = 'docs/jax.md', 'jax'
+PERFORMANCE = 'docs/performance.md', 'xla', 'v6e'
 PROSE = [
-  (['1x1', 'product'], 'docs/jax.md', 'jax', '`Dense`, a step of ours adds {}'),
-  (['3x3, GN', 'SiLU'], 'docs/jax.md', 'jax', 'convolutions of 3x3, {} of'),
-  (['IN per'], 'docs/jax.md', 'jax', 'InstanceNorm {},'),
-  (['LN(x) a) b (32'], 'docs/jax.md', 'jax', '768 wide {},'),
-  (['x + Head'], 'docs/jax.md', 'jax', 'heads {}.'),
-  (['1x1'], 'README.md', 'jax', "what Keras' adds through JAX: {};"),
-  (['1x1'], 'README.md', 'xla', 'through TensorFlow {}, and'),
+  (['1x1', 'product'], *JAX_PAGE, 'v5e', '`Dense`, a step of ours adds {} of'),
+  (['3x3, GN', 'SiLU'], *JAX_PAGE, 'v5e', 'convolutions of 3x3, {} of'),
+  (['IN per'], *JAX_PAGE, 'v5e', 'InstanceNorm {},'),
+  (['LN(x) a) b (32'], *JAX_PAGE, 'v5e', '768 wide {},'),
+  (['x + Head'], *JAX_PAGE, 'v5e', 'heads {}.'),
+  (['1x1', 'product'], *JAX_PAGE, 'v6e', 'On a v6e it adds {} after'),
+  (['3x3, GN', 'SiLU'], *JAX_PAGE, 'v6e', '`Dense`, {} beside those of 3x3,'),
+  (['IN per'], *JAX_PAGE, 'v6e', 'of 3x3, {} with InstanceNorm,'),
+  (['LN(x) a) b (32'], *JAX_PAGE, 'v6e', 'InstanceNorm, {} with that'),
+  (['x + Head'], *JAX_PAGE, 'v6e', 'and {} with heads.'),
+  (['product'], *PERFORMANCE, 'it adds {} after a matrix product,'),
+  (['1x1', '3x3, GN', 'SiLU'], *PERFORMANCE, '{} after a convolution,'),
+  (['LN(x) a) b (32'], *PERFORMANCE, '{} with LayerNorm in a Transformer'),
+  (['x + Head'], *PERFORMANCE, 'and {} with heads'),
+  (['1x1'], 'README.md', 'jax', 'v5e', "what Keras' adds through JAX: {};"),
+  (['1x1'], 'README.md', 'xla', 'v5e', 'through TensorFlow {}, and'),
 ]
 
 
-@pytest.mark.parametrize('parts, page, framework, said', PROSE)
-def test_what_is_said_of_blocks(parts, page, framework, said):
+@pytest.mark.parametrize('parts, page, framework, target, said', PROSE)
+def test_what_is_said_of_blocks(parts, page, framework, target, said):
   shares = [
-    share(rows['v5e', 'step'])
+    share(rows[target, 'step'])
     for block, rows in blocks_of(f'{framework}_cost_blocks.json').items()
     if any(part in block for part in parts)
   ]
