@@ -463,9 +463,7 @@ def test_a_module_with_bad_warmup(tmp_path):
 
 def test_warmup_without_its_package(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tensorflow_serving.apis', None)
-  with pytest.raises(
-    ImportError, match=r'pip install "tfgroupnorm\[serving\]"'
-  ):
+  with pytest.raises(ImportError, match=r'pip install tensorflow-serving-api'):
     export_saved_model(small(), tmp_path / '1', warmup=X)
   assert not list(tmp_path.iterdir())
 
