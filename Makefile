@@ -84,7 +84,7 @@ tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that TPUs can run the laye
 	.venv-bench/bin/python -m pytest -q benchmarks/notebook_test.py
 
 budgets: .venv-bench/.bench ## Check the kernel's programs, and what XLA makes of them for GPU and TPU
-	.venv-bench/bin/python -m pytest -q benchmarks
+	.venv-bench/bin/python -m pytest -q -n 2 --dist=loadscope benchmarks
 
 docs: .venv-docs/.docs ## Make the site of docs/, with the API reference, in site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
