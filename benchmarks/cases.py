@@ -215,6 +215,8 @@ def by_flax(case: Case) -> Callable | None:
     module = linen.GroupNorm(case.options['groups'], **options)
   elif case.kind == 'InstanceNorm':
     module = linen.GroupNorm(None, group_size=1, **options)
+  elif case.rms:
+    module = linen.RMSNorm(**options)
   else:
     module = linen.LayerNorm(**options)
   shape, size = case.shape, case.shape[-1]
@@ -225,8 +227,12 @@ def by_flax(case: Case) -> Callable | None:
   def run(x, gamma, beta):
     # Of heads: it has one gamma for all of them.
     gamma, beta = gamma.ravel()[:size], beta.ravel()[:size]
-    parameters = {'params': {'scale': gamma, 'bias': beta}}
-    return module.apply(parameters, x.reshape(shape)).reshape(case.shape)
+    parameters = (
+      {'scale': gamma} if case.rms else {'scale': gamma, 'bias': beta}
+    )
+    return module.apply({'params': parameters}, x.reshape(shape)).reshape(
+      case.shape
+    )
 
   return run
 

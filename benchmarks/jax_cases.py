@@ -21,8 +21,6 @@ def function_of(case: c.Case, owner: str) -> Callable | None:
     return None
   if owner == 'keras':
     return _by_keras(case)
-  if case.per_sample or case.rms:
-    return None
   return _by_flax(case)
 
 
@@ -47,15 +45,32 @@ def _by_flax(case: c.Case) -> Callable | None:
   import jax
 
   norm, activation = c.by_flax(case), case.options.get('activation')
+  if norm is not None and case.per_sample:
+    norm = _per_sample(norm, case.shape[-1])
   if norm is None or activation is None:
     return norm
   function = getattr(jax.nn, activation)
   return lambda *args: function(norm(*args))
 
 
+def _per_sample(norm: Callable, size: int) -> Callable:
+  """With parameters of each sample, which `norm` has not: it gets 1 and 0."""
+  from jax import numpy as jnp
+
+  def run(x, gamma, beta):
+    ones = jnp.ones(size)
+    y = norm(x, ones, 0 * ones)
+    positions = tuple(range(1, x.ndim - 1))
+    gamma, beta = (
+      jnp.expand_dims(p, positions).astype(y.dtype) for p in (gamma, beta)
+    )
+    return y * gamma + beta
+
+  return run
+
+
 def _by_keras(case: c.Case) -> Callable:
   import keras
-  from jax import numpy as jnp
 
   axis = case.options.get('axis', -1)
   shape, size = case.shape, case.shape[axis]
@@ -81,18 +96,10 @@ def _by_keras(case: c.Case) -> Callable:
     if case.rms:
       del weights[1]
     y, _ = layer.stateless_call(weights, [], x.reshape(shape))
-    return activation(y).reshape(case.shape)
+    return y.reshape(case.shape)
 
-  def run_per_sample(x, gamma, beta):
-    ones = jnp.ones(size)
-    y, _ = layer.stateless_call([ones, 0 * ones], [], x)
-    positions = tuple(range(1, x.ndim - 1))
-    gamma, beta = (
-      jnp.expand_dims(p, positions).astype(y.dtype) for p in (gamma, beta)
-    )
-    return activation(y * gamma + beta)
-
-  return run_per_sample if case.per_sample else run
+  norm = _per_sample(run, size) if case.per_sample else run
+  return lambda *args: activation(norm(*args))
 
 
 def step(function: Callable) -> Callable:

@@ -95,8 +95,6 @@ def _write_blocks(names, platforms, folder):
       arguments = x, [weights] * blocks.TIMES, [parameters] * blocks.TIMES
       for owner in OWNERS_OF_BLOCKS:
         make = functools.partial(function_of, owner=owner)
-        if owner == 'flax' and not all(map(make, block.norms)):
-          continue
         forward = blocks.in_a_row(block, None if owner == 'nothing' else make)
         for name, text in (
           ('forward', lower(forward, arguments)),

@@ -306,9 +306,10 @@ def costs_of_blocks(
   write_stablehlo=blocks.write_stablehlo,
   owners=blocks.OWNERS,
 ):
-  """Yields (block, target, pass, {owner: cost}), of owners with such norms.
+  """Yields (block, target, pass, {owner: cost}).
 
-  Without those whose program is unreadable: on a v6e, some.
+  Without those whose program is unreadable: of a v6e some are, and a share
+  that would need one is NaN.
   """
   platforms = sorted({platform(target) for target in targets})
   write_stablehlo(chosen, platforms, folder)
@@ -319,10 +320,9 @@ def costs_of_blocks(
         found = {}
         for owner in owners:
           path = c.path_of(folder, platform(target), owner, name, block.name)
-          if path.exists():
-            with contextlib.suppress(Unreadable):
-              found[owner], hlo = compiler.cost(path.read_text(), block.bytes)
-              path.with_suffix(f'.{target}.hlo').write_text(hlo)
+          with contextlib.suppress(Unreadable):
+            found[owner], hlo = compiler.cost(path.read_text(), block.bytes)
+            path.with_suffix(f'.{target}.hlo').write_text(hlo)
         yield block, target, name, found
 
 
@@ -337,13 +337,14 @@ def share(costs: dict[str, Cost]) -> float:
   return (ours - nothing) / (keras - nothing)
 
 
-def row_of_block(block, target, name, costs) -> str:
+def row_of_block(block, target, name, costs, owners) -> str:
   text = f'{target:6}{block.name:62}{name:8}{share(costs):6.2f}'
   for field in FIELDS:
-    values = [getattr(cost, field) for cost in costs.values()]
-    if None not in values:
-      form = 'd' if field == 'kernels' else '.1f'
-      text += '  ' + ''.join(f'{value:>8{form}}' for value in values)
+    form = 'd' if field == 'kernels' else '.1f'
+    values = [getattr(costs.get(owner), field, None) for owner in owners]
+    text += '  ' + ''.join(
+      f'{"-":>8}' if value is None else f'{value:>8{form}}' for value in values
+    )
   return text
 
 
@@ -361,7 +362,7 @@ def main_of_blocks(
   for block, target, name, found in costs_of_blocks(
     chosen, TARGETS.value, folder, write_stablehlo, owners
   ):
-    print(row_of_block(block, target, name, found), flush=True)
+    print(row_of_block(block, target, name, found, owners), flush=True)
     result = {
       'block': block.name,
       'target': target,

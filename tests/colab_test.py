@@ -28,7 +28,7 @@ NOTEBOOKS = [
 ]
 RESULT = 'execute_result'
 # Tests train for fewer epochs than a reader does: what is replaced, by what.
-SHORTER = {'small_batch': ('epochs=6', 'epochs=2')}
+SHORTER = {'small_batch': ('epochs=6', 'epochs=4')}
 
 notebooks = pytest.mark.parametrize(
   'path', NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS]
