@@ -2,11 +2,13 @@
 
   python benchmarks/jax_cost.py [--targets=h100,v5e] [--cases=GN] [--write]
   python benchmarks/jax_cost.py --blocks
+  python benchmarks/jax_cost.py --whole
 
 As `xla_cost.py`, with its cases, compilers and counts, for the StableHLO that
 JAX makes: our functions, the layers of Keras on JAX, and flax, which has no
 masks and wants the channels last. Blocks are counted with these norms and with
-nothing in their place. `jax_cost_test.py` holds ours to the budgets that
+nothing in their place, and whole networks with ours and those of Keras.
+`jax_cost_test.py` holds ours to the budgets that
 TensorFlow's programs have, and to a tighter one where JAX has what TensorFlow
 has not.
 """
@@ -23,6 +25,7 @@ from absl import app
 
 import blocks
 import cases as c
+import networks
 import xla_cost
 from jax_cases import OWNERS, function_of, step
 
@@ -103,6 +106,27 @@ def _write_blocks(names, platforms, folder):
           c.write(text, c.path_of(folder, platform, owner, name, block.name))
 
 
+def write_network(name: str, owner: str, platform: str, path: str) -> None:
+  """As `networks.write_stablehlo`."""
+  for _, lower in _lowered([platform]):
+    import jax
+
+    model, shape, dtype = networks.full_model(name, owner)
+
+    def step(weights, rest, x, model=model):
+      def loss(weights):
+        return networks.loss_of(model, x, weights, rest)
+
+      return jax.value_and_grad(loss)(weights)
+
+    weights, rest = (
+      [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in variables]
+      for variables in (model.trainable_weights, model.non_trainable_weights)
+    )
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    c.write(lower(step, (weights, rest, x)), pathlib.Path(path))
+
+
 def write_blocks(chosen, platforms, folder: pathlib.Path) -> None:
   """As `blocks.write_stablehlo`."""
   names = [block.name for block in chosen]
@@ -121,6 +145,9 @@ def costs(cases, targets, folder: pathlib.Path, owners=OWNERS):
 
 def main(_):
   folder = pathlib.Path(xla_cost.KEEP.value or tempfile.mkdtemp())
+  if xla_cost.WHOLE.value:
+    xla_cost.main_of_networks(folder, 'jax_cost_networks.json', write_network)
+    return
   if xla_cost.BLOCKS.value:
     xla_cost.main_of_blocks(
       folder, 'jax_cost_blocks.json', write_blocks, OWNERS_OF_BLOCKS

@@ -148,29 +148,38 @@ def full_size(name: str):
   return make, (8, 512) if tokens else shape, tokens
 
 
+def full_model(name: str, owner: str):
+  """(model, shape of a batch, dtype of a batch)"""
+  sys.path.append(str(HERE.parent / 'examples'))
+  make, shape, tokens = full_size(name)
+  return make(owner), shape, 'int32' if tokens else 'float32'
+
+
+def loss_of(model, x, weights, rest):
+  """As a training step has it, of any labels."""
+  import keras
+
+  y, _ = model.stateless_call(weights, rest, x, training=True)
+  labels = keras.ops.zeros(y.shape[:-1], 'int32')
+  return keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, y)
+
+
 def write_stablehlo(name: str, owner: str, platform: str, path: str) -> None:
   """Writes a training step, of all its weights."""
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
-  sys.path.append(str(HERE.parent / 'examples'))
   import tensorflow as tf
 
-  make, shape, tokens = full_size(name)
-  model = make(owner)
-  weights = [w.numpy() for w in model.trainable_weights]
+  model, shape, dtype = full_model(name, owner)
   rest = [w.numpy() for w in model.non_trainable_weights]
-  x = tf.zeros(shape, tf.int32 if tokens else tf.float32)
 
   def step(x, *weights):
     with tf.GradientTape() as tape:
       tape.watch(weights)
-      y, _ = model.stateless_call(list(weights), rest, x, training=True)
-      labels = tf.zeros(y.shape[:-1], tf.int32)
-      loss = tf.reduce_mean(
-        tf.nn.sparse_softmax_cross_entropy_with_logits(labels, y)
-      )
+      loss = loss_of(model, x, list(weights), rest)
     return [loss, *tape.gradient(loss, weights)]
 
-  text = c.lower(step, [x, *map(tf.constant, weights)], platform)
+  weights = [tf.constant(w.numpy()) for w in model.trainable_weights]
+  text = c.lower(step, [tf.zeros(shape, dtype), *weights], platform)
   pathlib.Path(path).write_text(text)
 
 

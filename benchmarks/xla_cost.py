@@ -377,23 +377,25 @@ def main_of_blocks(
 WHOLE_NETWORKS = ('resnet50', 'transformer')
 
 
-def main_of_networks(folder: pathlib.Path):
+def main_of_networks(
+  folder: pathlib.Path,
+  name_of_results='xla_cost_networks.json',
+  write_stablehlo=networks.write_stablehlo,
+):
   """Training steps of whole networks; each takes minutes for a TPU."""
   for target in TARGETS.value:
     compiler = Compiler(target)
     for name in filter(re.compile(CASES.value).search, WHOLE_NETWORKS):
       for owner in ('ours', 'keras'):
         path = folder / f'{name}.{owner}.{target}.mlir'
-        c.alone(
-          networks.write_stablehlo, name, owner, platform(target), str(path)
-        )
+        c.alone(write_stablehlo, name, owner, platform(target), str(path))
         # Per GB, not per T: the input is the least of what moves.
         cost, _ = compiler.cost(path.read_text(), 10**9)
         result = {'network': name, 'target': target, 'owner': owner}
         result |= rounded(cost)
         print(f'{target:6}{name:12}{owner:8}{rounded(cost)}', flush=True)
         if WRITE.value:
-          write('xla_cost_networks.json', [result])
+          write(name_of_results, [result])
 
 
 def rounded(cost: Cost) -> dict:

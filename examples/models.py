@@ -493,13 +493,14 @@ class CausalAttention(keras.layers.Layer):
   """
 
   def call(self, inputs):
+    ops = keras.ops
     queries, keys, values = inputs
-    scores = tf.einsum('bqhd,bkhd->bhqk', queries, keys)
+    scores = ops.einsum('bqhd,bkhd->bhqk', queries, keys)
     scores *= queries.shape[-1] ** -0.5
-    time = tf.range(tf.shape(scores)[-1])
+    time = ops.arange(ops.shape(scores)[-1])
     past = time[:, None] >= time
-    scores = tf.where(past, scores, scores.dtype.min)
-    return tf.einsum('bhqk,bkhd->bqhd', tf.nn.softmax(scores), values)
+    scores = ops.where(past, scores, float('-inf'))
+    return ops.einsum('bhqk,bkhd->bqhd', ops.softmax(scores), values)
 
 
 def attention(
