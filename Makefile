@@ -8,6 +8,9 @@ PYTHONS ?= $(shell sed -n 's/^ *Programming Language :: Python :: \(3\.[0-9]*\)$
 # Of the tests of KerasHub's models, those to run: `make HUB=table test-hub`.
 HUB ?= test
 
+# Two processes, the idle one taking over what the other has yet to run.
+PYTEST := -m pytest -q -n 2 --dist=worksteal
+
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 # Two targets may share an environment.
@@ -39,25 +42,25 @@ fpn: .venv/.examples ## Train a detector on two images of 800x1088, for 3 steps
 	.venv/bin/python examples/models.py --model=fpn
 
 test: lint ## Lint, then run all tests
-	.venv/bin/python -m pytest -q -n 2 --dist=worksteal
+	.venv/bin/python $(PYTEST)
 
 test-jax: .venv-jax/.$(subst =,-,$(JAX)) .venv-bench/.bench ## Run on JAX the tests that are for both frameworks
-	.venv-jax/bin/python -m pytest -q -n 2 --dist=worksteal --framework=jax
+	.venv-jax/bin/python $(PYTEST) --framework=jax
 	.venv-bench/bin/python -m pytest -q tests/backends_check.py
 
 test-oldest: .venv-oldest/.test ## Run all tests on the oldest versions that setup.cfg admits
-	.venv-oldest/bin/python -m pytest -q -n 2 --dist=worksteal
+	.venv-oldest/bin/python $(PYTEST)
 
 test-pythons: $(PYTHONS:%=.venv-python%/.test) ## Run all tests on each Python that setup.cfg names
 	for version in $(PYTHONS); do \
-	  .venv-python$$version/bin/python -m pytest -q -n 2 --dist=worksteal || exit; \
+	  .venv-python$$version/bin/python $(PYTEST) || exit; \
 	done
 
 test-nightly: .venv-nightly/.nightly ## Run all tests on tomorrow's TensorFlow, Keras and tf-keras
-	.venv-nightly/bin/python -m pytest -q -n 2 --dist=worksteal
+	.venv-nightly/bin/python $(PYTEST)
 
 test-hub: .venv-consumers/.consumers ## Check docs/models.md on models of KerasHub; takes minutes
-	.venv-consumers/bin/python -m pytest -q tests/hub_check.py -k '$(HUB)'
+	.venv-consumers/bin/python $(PYTEST) tests/hub_check.py -k '$(HUB)'
 
 lint: .venv/.test ## Check style and types
 	.venv/bin/ruff check
@@ -65,7 +68,7 @@ lint: .venv/.test ## Check style and types
 	.venv/bin/mypy
 
 consumers: .venv-consumers/.consumers ## Check that LiteRT, ONNX and OpenVINO run the models
-	.venv-consumers/bin/python -m pytest -q tests/consumers_check.py
+	.venv-consumers/bin/python $(PYTEST) tests/consumers_check.py
 
 bench: .venv-bench/.bench ## Measure speed and memory; takes a while, wants an idle machine
 	.venv-bench/bin/python benchmarks/xla_cost.py --targets=a100,h100,v5e,v6e --write
@@ -84,7 +87,7 @@ tpu-check: .venv-tpu/.tpu .venv-bench/.bench ## Check that TPUs can run the laye
 	.venv-bench/bin/python -m pytest -q benchmarks/notebook_test.py
 
 budgets: .venv-bench/.bench ## Check the kernel's programs, and what XLA makes of them for GPU and TPU
-	.venv-bench/bin/python -m pytest -q -n 2 --dist=loadscope benchmarks
+	.venv-bench/bin/python $(PYTEST) --dist=loadscope benchmarks
 
 docs: .venv-docs/.docs ## Make the site of docs/, with the API reference, in site/
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
