@@ -106,12 +106,14 @@ def _write_blocks(names, platforms, folder):
           c.write(text, c.path_of(folder, platform, owner, name, block.name))
 
 
-def write_network(name: str, owner: str, platform: str, path: str) -> None:
+def write_network(
+  name: str, owner: str, policy: str, platform: str, path: str
+) -> None:
   """As `networks.write_stablehlo`."""
   for _, lower in _lowered([platform]):
     import jax
 
-    model, shape, dtype = networks.full_model(name, owner)
+    model, shape, dtype = networks.full_model(name, owner, policy)
 
     def step(weights, rest, x, model=model):
       def loss(weights):

@@ -148,8 +148,11 @@ def full_size(name: str):
   return make, (8, 512) if tokens else shape, tokens
 
 
-def full_model(name: str, owner: str):
+def full_model(name: str, owner: str, policy: str):
   """(model, shape of a batch, dtype of a batch)"""
+  import keras
+
+  keras.config.set_dtype_policy(policy)
   sys.path.append(str(HERE.parent / 'examples'))
   make, shape, tokens = full_size(name)
   return make(owner), shape, 'int32' if tokens else 'float32'
@@ -164,12 +167,14 @@ def loss_of(model, x, weights, rest):
   return keras.losses.SparseCategoricalCrossentropy(from_logits=True)(labels, y)
 
 
-def write_stablehlo(name: str, owner: str, platform: str, path: str) -> None:
+def write_stablehlo(
+  name: str, owner: str, policy: str, platform: str, path: str
+) -> None:
   """Writes a training step, of all its weights."""
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   import tensorflow as tf
 
-  model, shape, dtype = full_model(name, owner)
+  model, shape, dtype = full_model(name, owner, policy)
   rest = [w.numpy() for w in model.non_trainable_weights]
 
   def step(x, *weights):

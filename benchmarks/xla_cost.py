@@ -21,6 +21,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -199,12 +200,22 @@ class Compiler:
     return cost, hlo
 
 
+# What does more with a tensor than to compute something of each element.
+_MOVES = frozenset(
+  (
+    'broadcast concatenate dot dynamic-slice dynamic-update-slice gather pad '
+    'reduce reduce-window reshape reverse scatter slice transpose tuple'
+  ).split()
+)
+
+
 def _not_read(hlo: str) -> int:
   """Bytes that a count takes for read, but a kernel leaves.
 
   XLA's count knows that a gather or a slice reads what it returns. But of an
   operand of one that it has fused it counts all, once: of a gather always, of a
-  slice where the operand has another shape before the kernel.
+  slice where the operand has another shape before the kernel, or where something
+  is computed of it first.
   """
   result = 0
   fused = set(re.findall(r' fusion\(.*calls=%([^\s,]+)', hlo))
@@ -220,16 +231,21 @@ def _not_read(hlo: str) -> int:
         users[operand].append((op, i))
     for parameter in (op for op, kind in kinds.items() if kind == 'parameter'):
       readers, parts = users[parameter], {'gather'}
-      while any(kinds[op] == 'bitcast' for op, _ in readers):
+      passed = set()
+      while through := [
+        op
+        for op, _ in readers
+        if kinds[op] not in _MOVES and users[op] and op not in passed
+      ]:
         parts = {'gather', 'slice'}
-        readers = [
-          reader
-          for op, i in readers
-          for reader in (users[op] if kinds[op] == 'bitcast' else [(op, i)])
-        ]
+        passed.update(through)
+        readers = [r for r in readers if r[0] not in passed]
+        readers += [r for op in through for r in users[op]]
+        readers = [r for r in dict.fromkeys(readers) if r[0] not in passed]
       if readers and all(kinds[op] in parts and not i for op, i in readers):
-        read = sum(_bytes(shapes[op]) for op, _ in readers)
-        result += max(_bytes(shapes[parameter]) - read, 0)
+        share = sum(_elements(shapes[op]) for op, _ in readers)
+        share /= _elements(shapes[parameter])
+        result += round(_bytes(shapes[parameter]) * max(1 - share, 0))
   return result
 
 
@@ -254,9 +270,14 @@ def _by_libraries(entry: str) -> int:
 
 def _bytes(shape: str) -> int:
   """Of a shape in HLO, as `bf16[16,256]{1,0}`."""
-  kind, sizes = re.match(r'([a-z]+\d*)\[([\d,]*)\]', shape).groups()
+  kind = re.match(r'([a-z]+\d*)\[', shape)[1]
   bits = int(re.search(r'\d+$', kind)[0]) if kind != 'pred' else 8
-  return math.prod(map(int, filter(None, sizes.split(',')))) * bits // 8
+  return _elements(shape) * bits // 8
+
+
+def _elements(shape: str) -> int:
+  sizes = re.match(r'[a-z]+\d*\[([\d,]*)\]', shape)[1]
+  return math.prod(map(int, filter(None, sizes.split(','))))
 
 
 def chosen() -> list[c.Case]:
@@ -375,6 +396,7 @@ def main_of_blocks(
 
 
 WHOLE_NETWORKS = ('resnet50', 'transformer')
+POLICIES = ('float32', 'mixed_bfloat16')
 
 
 def main_of_networks(
@@ -383,19 +405,24 @@ def main_of_networks(
   write_stablehlo=networks.write_stablehlo,
 ):
   """Training steps of whole networks; each takes minutes for a TPU."""
-  for target in TARGETS.value:
+  for target, name, policy in itertools.product(
+    TARGETS.value, WHOLE_NETWORKS, POLICIES
+  ):
+    if CASES.value not in f'{name} {policy}':
+      continue
     compiler = Compiler(target)
-    for name in filter(re.compile(CASES.value).search, WHOLE_NETWORKS):
-      for owner in ('ours', 'keras'):
-        path = folder / f'{name}.{owner}.{target}.mlir'
-        c.alone(write_stablehlo, name, owner, platform(target), str(path))
-        # Per GB, not per T: the input is the least of what moves.
-        cost, _ = compiler.cost(path.read_text(), 10**9)
-        result = {'network': name, 'target': target, 'owner': owner}
-        result |= rounded(cost)
-        print(f'{target:6}{name:12}{owner:8}{rounded(cost)}', flush=True)
-        if WRITE.value:
-          write(name_of_results, [result])
+    for owner in ('ours', 'keras'):
+      path = folder / f'{name}.{owner}.{policy}.{target}.mlir'
+      c.alone(write_stablehlo, name, owner, policy, platform(target), str(path))
+      # Per GB, not per T: the input is the least of what moves.
+      cost, _ = compiler.cost(path.read_text(), 10**9)
+      result = {'network': name, 'dtype': policy, 'target': target}
+      result |= {'owner': owner, **rounded(cost)}
+      print(
+        f'{target:6}{name:12}{policy:16}{owner:8}{rounded(cost)}', flush=True
+      )
+      if WRITE.value:
+        write(name_of_results, [result])
 
 
 def rounded(cost: Cost) -> dict:
@@ -420,7 +447,7 @@ def write(name: str, results: list[dict]) -> None:
   known = json.loads(path.read_text()) if path.exists() else []
 
   def of(result):
-    keys = ('block', 'network', 'case', 'target', 'pass', 'owner')
+    keys = ('block', 'network', 'dtype', 'case', 'target', 'pass', 'owner')
     return tuple(result.get(key) for key in keys)
 
   all_ = {of(result): result for result in [*known, *results]}
