@@ -214,8 +214,8 @@ def _not_read(hlo: str) -> int:
 
   XLA's count knows that a gather or a slice reads what it returns. But of an
   operand of one that it has fused it counts all, once: of a gather always, of a
-  slice where the operand has another shape before the kernel, or where something
-  is computed of it first.
+  slice where the operand has another shape before the kernel, or where it is
+  one of something that is computed of the operand.
   """
   result = 0
   fused = set(re.findall(r' fusion\(.*calls=%([^\s,]+)', hlo))

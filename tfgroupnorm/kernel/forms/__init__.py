@@ -78,7 +78,7 @@ _FORMS: dict[str | None, Platform] = {
     lay_out=gpu.lay_out,
     about_zero=gpu.AboutZero(gpu.SUMS),
     rows=gpu.Chain(gpu.SUMS),
-    others=gpu.TwoSigns(gpu.SUMS),
+    others=gpu.OnePass(gpu.SUMS),
   ),
   'CPU': Platform(
     lay_out=layouts.merged,

@@ -65,8 +65,15 @@ def _staged(reduce: Callable, t: xp.Array, axes: Sequence[int]) -> xp.Array:
   return reduce(t, axes, keepdims=True)
 
 
+def _add_up(tensors, axes):
+  if len(tensors) == 1 or not axes or tensors[0].shape != tensors[1].shape:
+    return [_staged(xp.sum, t, axes) for t in tensors]
+  both = _staged(xp.sum, xp.join_complex(*tensors), axes)
+  return [xp.real(both), xp.imag(both)]
+
+
 SUMS = Sums(
-  add_up=lambda tensors, axes: [_staged(xp.sum, t, axes) for t in tensors],
+  add_up=_add_up,
   extreme=_staged,
   opaque=xla.opaque,
 )
@@ -85,11 +92,6 @@ def lay_out(layout: Layout) -> Layout:
 
 class _Remakes(Order):
   """xhat from x again, behind dy: what the sums made of x is dearer to read."""
-
-  def dz_alone(self, back: Cotangents) -> xp.Array:
-    # Of x too, its sum is taken where that with x is: else it is a pass over dz
-    # of its own, or dz is written out for both.
-    return xla.beside(back.dz, back.xhat.d)
 
   def remake(self, back: Cotangents) -> Cotangents:
     x = xla.after(back.o.x, back.dy)
@@ -111,35 +113,12 @@ class AboutZero(_Rows, formula.AboutZero):
   """RMS normalization with x read again for its gradient."""
 
 
-class _Reversed(Line):
-  """A line of k - x: its scale is negative."""
-
-  @property
-  def rstd(self):
-    return -self.scale
-
-
-class TwoSigns(_Remakes, orders.OnePass):
-  """Both sums at once, the mean's of x - k, that of squares of k - x."""
-
-  def dz_alone(self, back: Cotangents) -> xp.Array:
-    # After a convolution of (2,100,152,256) a step of GN then adds 3 T, not 6;
-    # but 8, not 4, where x is widened first, and with a mask JAX' alone 1 more.
-    narrow = back.o.source.dtype != back.o.dtype
-    if narrow or back.o.mask is not None:
-      return back.dz
-    return super().dz_alone(back)
-
-  def differences(self, x, k):
-    return x - k, k - x
+class OnePass(_Remakes, orders.OnePass):
+  """Both sums at once."""
 
   def statistics(self, o: Operands):
     statistics, _ = super().statistics(o)
-    return statistics, None  # k - x is made again where it is wanted.
-
-  def xhat(self, o: Operands, x, statistics, d=None) -> Line:
-    line = super().xhat(o, x, statistics, d)
-    return _Reversed(line.d, -line.scale, line.offset)
+    return statistics, None  # x - k is made again where it is wanted.
 
 
 class Chain(_Rows, orders.TwoPass):
