@@ -174,14 +174,10 @@ class Order:
 
   def sums_of_gradients(self, back: Cotangents) -> tuple:
     """dgamma, dbeta and, where they cost nothing more, the means for dx."""
-    dz = self.dz_alone(back)
     if back.o.layout.per_channel:
-      return sums_per_channel(back, dz)
-    return *back.o.sums_for_parameters(back.dz * back.xhat.value, dz), None
-
-  def dz_alone(self, back: Cotangents) -> xp.Array:
-    """dz, for the sum that is of nothing else."""
-    return back.dz
+      return sums_per_channel(back)
+    dz = back.dz
+    return *back.o.sums_for_parameters(dz * back.xhat.value, dz), None
 
   def dx(self, back: Cotangents, means: tuple | None) -> xp.Array:
     """(dxhat - E[dxhat] - xhat * E[dxhat * xhat]) * rstd."""
@@ -217,14 +213,14 @@ class AboutZero(Order):
     return multiplied_out(self.remake(back), None, mean_xhat)
 
 
-def sums_per_channel(back: Cotangents, dz: xp.Array) -> tuple:
+def sums_per_channel(back: Cotangents) -> tuple:
   """dgamma, dbeta, (E[dxhat], E[dxhat * xhat]) from one pass over x and dy.
 
   Where gamma and beta are constant along the reduced axes, the same two sums
   for each channel give all of them.
   """
   o, xhat = back.o, back.xhat
-  sum_, sum_with_d = o.add_up(dz, back.dz * xhat.d)
+  sum_, sum_with_d = o.add_up(back.dz, back.dz * xhat.d)
   sum_with_xhat = xhat.sum_of_products(sum_, sum_with_d)
   means = [
     o.spread(o.groups.mean_of_channels(o.times_gamma(t) / o.channel_size))

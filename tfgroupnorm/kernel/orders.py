@@ -62,24 +62,17 @@ class OnePass(Order):
       return near.clamped_mean(o, *near.fullest_part(o))
     return near.element_and_mean(o, near.part(o))
 
-  def differences(self, x, k) -> tuple[xp.Array, xp.Array]:
-    """x - k, once for its mean and once for that of its squares."""
-    d = x - k
-    return d, d
-
-  def mean_and_square(self, o: Operands, d, e) -> list[xp.Array]:
-    """Of `d` and of the squares of `e`: elements -> channels."""
-    return [t / o.channel_size for t in o.add_up(d, e * e)]
+  def mean_and_square(self, o: Operands, d) -> list[xp.Array]:
+    """Of `d` and of its squares: elements -> channels."""
+    return [t / o.channel_size for t in o.add_up(d, d * d)]
 
   def statistics(self, o: Operands):
     k = xp.stop_gradient(self.value_near(o))
     if o.counted is None:
       k = o.valid(k)
-    d, e = self.differences(o.x, k)
-    delta, square = self.mean_and_square(
-      o, o.counted_only(d), o.counted_only(e)
-    )
-    return self.combined(o, k, delta, square), e
+    d = o.x - k
+    delta, square = self.mean_and_square(o, o.counted_only(d))
+    return self.combined(o, k, delta, square), d
 
   def combined(self, o: Operands, k, delta, square) -> tuple:
     """Statistics of the groups, from those of their channels."""
@@ -101,9 +94,7 @@ class OnePass(Order):
     k, rest, rstd = statistics
     scale = o.spread(rstd)
     offset = -rest * scale
-    if d is None:
-      _, d = self.differences(x, k)
-    return Line(o.valid(d), scale, offset)
+    return Line(o.valid(x - k if d is None else d), scale, offset)
 
 
 class Moments(OnePass):

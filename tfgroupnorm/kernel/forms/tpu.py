@@ -23,11 +23,11 @@ SUMS = Sums(opaque=xla.opaque)
 class OnePass(orders.OnePass):
   """Both sums at once, with few small kernels."""
 
-  def mean_and_square(self, o: Operands, d, e):
+  def mean_and_square(self, o: Operands, d):
     # Not d too: beside a convolution whose images it cuts into pieces, XLA
     # would write out the quotients: 5000 kilocycles forward through a U-Net's
     # blocks, not 4100.
-    sum_, square = o.add_up(d, e * (e / o.channel_size))
+    sum_, square = o.add_up(d, d * (d / o.channel_size))
     return [sum_ / o.channel_size, square]
 
   def value_near(self, o: Operands) -> xp.Array:

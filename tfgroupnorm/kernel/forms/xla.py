@@ -30,13 +30,3 @@ def small_after(t: xp.Array, other: xp.Array) -> xp.Array:
   if xp.barrier is None:
     return after(t, other)
   return xp.barrier((t, other))[0]
-
-
-def beside(t: xp.Array, other: xp.Array) -> xp.Array:
-  """`t`, where `other`, of the same shape, is read: `t + 0` (or NaN, as it is).
-
-  Brings what is computed of `t` into the kernel that reads both. By a
-  comparison, as in `after`, it would not come: LayerNorm in bfloat16 takes 7.6
-  T then in a Transformer's step, not 5.6.
-  """
-  return t + xp.floor(xp.minimum(xp.abs(other), 0.5))
