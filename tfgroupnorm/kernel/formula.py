@@ -234,12 +234,12 @@ def multiplied_out(back: Cotangents, mean, mean_xhat) -> xp.Array:
 
   `mean` is `None` where no mean was subtracted from x.
   """
-  o, xhat, rstd = back.o, back.xhat, back.xhat.rstd
+  o, xhat, rstd = back.o, back.xhat, back.xhat.scale
   if o.layout.per_channel:  # gamma on the small side.
     dx = back.dz * o.times_gamma(rstd)
   else:
     dx = back.dxhat * rstd
-  dx -= xhat.d * (xhat.scale * rstd * mean_xhat)
+  dx -= xhat.d * (rstd * rstd * mean_xhat)
   if mean is None:
     return dx
   offset = xhat.offset

@@ -38,11 +38,6 @@ class Line:
   def value(self) -> xp.Array:
     return _plus(_times(self.d, self.scale), self.offset)
 
-  @property
-  def rstd(self) -> xp.Array:
-    """The factor by which x is scaled, if the line is xhat."""
-    return self.scale
-
   def affine(self, gamma, beta) -> Line:
     """gamma * line + beta, again a line; both are small tensors or `None`."""
     scale, offset = self.scale, self.offset
