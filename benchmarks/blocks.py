@@ -17,7 +17,7 @@ import math
 import os
 import pathlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cases as c
@@ -340,7 +340,9 @@ def _arguments(block: Block) -> tuple:
   return x, weights, parameters
 
 
-def texts(block: Block, platform: str) -> Iterator[tuple[str, str, str]]:
+def texts(
+  block: Block, platform: str, owners: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
   """Yields (owner, pass, StableHLO)."""
   import tensorflow as tf
 
@@ -358,21 +360,23 @@ def texts(block: Block, platform: str) -> Iterator[tuple[str, str, str]]:
     return run
 
   makers = {'nothing': None, 'ours': c.ours, 'keras': c.theirs}
-  for owner in OWNERS:
+  for owner in owners:
     forward = in_a_row(block, makers[owner])
     yield owner, 'forward', c.lower(of_flat(forward), flat, platform)
     step = of_flat(_step(forward))
     yield owner, 'step', c.lower(step, [*flat, x], platform)
 
 
-def write_stablehlo(blocks, platforms, folder: pathlib.Path) -> None:
+def write_stablehlo(
+  blocks, platforms, folder: pathlib.Path, owners: Sequence[str] = OWNERS
+) -> None:
   """Writes PLATFORM/OWNER/PASS/NAME.mlir of all `blocks` into `folder`."""
-  c.alone(_write, [block.name for block in blocks], platforms, folder)
+  c.alone(_write, [block.name for block in blocks], platforms, folder, owners)
 
 
-def _write(names, platforms, folder):
+def _write(names, platforms, folder, owners):
   os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
   for block in (block for block in ALL if block.name in names):
     for platform in platforms:
-      for owner, name, text in texts(block, platform):
+      for owner, name, text in texts(block, platform, owners):
         c.write(text, c.path_of(folder, platform, owner, name, block.name))

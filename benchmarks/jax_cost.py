@@ -84,7 +84,7 @@ def _step_of_block(forward):
   return run
 
 
-def _write_blocks(names, platforms, folder):
+def _write_blocks(names, platforms, folder, owners):
   for platform, lower in _lowered(platforms):
     import jax
 
@@ -96,7 +96,7 @@ def _write_blocks(names, platforms, folder):
         for norm in block.norms
       ]
       arguments = x, [weights] * blocks.TIMES, [parameters] * blocks.TIMES
-      for owner in OWNERS_OF_BLOCKS:
+      for owner in owners:
         make = functools.partial(function_of, owner=owner)
         forward = blocks.in_a_row(block, None if owner == 'nothing' else make)
         for name, text in (
@@ -129,10 +129,12 @@ def write_network(
     c.write(lower(step, (weights, rest, x)), pathlib.Path(path))
 
 
-def write_blocks(chosen, platforms, folder: pathlib.Path) -> None:
+def write_blocks(
+  chosen, platforms, folder: pathlib.Path, owners=OWNERS_OF_BLOCKS
+) -> None:
   """As `blocks.write_stablehlo`."""
   names = [block.name for block in chosen]
-  c.alone(_write_blocks, names, platforms, folder)
+  c.alone(_write_blocks, names, platforms, folder, owners)
 
 
 def write_stablehlo(cases, platforms, folder: pathlib.Path, owners) -> None:

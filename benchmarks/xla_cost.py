@@ -333,7 +333,7 @@ def costs_of_blocks(
   that would need one is NaN.
   """
   platforms = sorted({platform(target) for target in targets})
-  write_stablehlo(chosen, platforms, folder)
+  write_stablehlo(chosen, platforms, folder, owners)
   for target in targets:
     compiler = Compiler(target)
     for block in chosen:
@@ -356,6 +356,16 @@ def share(costs: dict[str, Cost]) -> float:
     for cost in (costs[owner] for owner in blocks.OWNERS)
   )
   return (ours - nothing) / (keras - nothing)
+
+
+def beside_others(
+  known: dict[tuple[str, str, str, str], Cost],
+  key: tuple[str, str, str],
+  ours: Cost,
+) -> dict[str, Cost]:
+  """For `share`: `ours` as just counted, the others as `written` has them."""
+  others = {o: known[(*key, o)] for o in blocks.OWNERS if o != 'ours'}
+  return {**others, 'ours': ours}
 
 
 def row_of_block(block, target, name, costs, owners) -> str:
@@ -438,6 +448,19 @@ def result_of(case, target, name, owner, cost) -> dict:
     'owner': owner,
     **rounded(cost),
   }
+
+
+def written(name: str) -> dict[tuple[str, str, str, str], Cost]:
+  """What `write` wrote: {(target, case or block, pass, owner): cost}."""
+  costs = {}
+  fields = [field.name for field in dataclasses.fields(Cost)]
+  for row in json.loads((HERE / 'results' / name).read_text()):
+    key = row['target'], row.get('case', row.get('block')), row['pass']
+    by_owner = {row['owner']: row} if 'owner' in row else row
+    for owner, counts in by_owner.items():
+      if isinstance(counts, dict):
+        costs[(*key, owner)] = Cost(**{f: counts[f] for f in fields})
+  return costs
 
 
 def write(name: str, results: list[dict]) -> None:
