@@ -102,7 +102,8 @@ def clamped_mean(o: Operands, x: xp.Array, counted=None) -> xp.Array:
     low, high = xp.where(counted, x, limit), xp.where(counted, x, -limit)
     x = xp.where(counted, x, zero)
   (mean,) = o.add_up(x / o.size(x, counted))
-  low, high = o.extreme(xp.min, low), o.extreme(xp.max, high)
+  low = xp.min(low, o.axes, keepdims=True)
+  high = xp.max(high, o.axes, keepdims=True)
   mean = clipped(xp.minimum(xp.maximum(mean, low), high))
   if counted is None and all(x.shape[i] for i in o.axes):
     return mean

@@ -9,7 +9,6 @@ groups, and `spread` brings them to the channels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 from tfgroupnorm.kernel.activations import ACTIVATIONS
@@ -125,10 +124,6 @@ class Operands:
   def add_up(self, *tensors: xp.Array) -> list[xp.Array]:
     """Sums over `axes`, of one tensor or two: elements -> channels."""
     return self._sums.add_up(tensors, self.axes)
-
-  def extreme(self, reduce: Callable, t: xp.Array) -> xp.Array:
-    """The least or the largest, by `xp.min` or `xp.max`: -> channels."""
-    return self._sums.extreme(reduce, t, self.axes)
 
   def mean(self, t: xp.Array) -> xp.Array:
     """E[t]: elements -> groups."""

@@ -20,9 +20,8 @@ above all of blocks of networks:
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tfgroupnorm.kernel import formula, near, orders
@@ -51,10 +50,8 @@ def _sums(tensors: Sequence[xp.Array], axes: Any) -> list[xp.Array]:
   return [xp.real(both), xp.imag(both)]
 
 
-def _staged(
-  reduce: Callable, tensors: Sequence[xp.Array], axes: Sequence[int]
-) -> list[xp.Array]:
-  """`reduce(tensors, axes)`, in two stages where a column is long."""
+def _add_up(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
+  """Sums with the axes kept, in two stages where a column is long."""
   if not axes:
     return list(tensors)
   dims = list(tensors[0].shape)
@@ -71,23 +68,14 @@ def _staged(
       before, after = dims[:first], dims[last + 1 :]
       cut = [*before, pieces, length // pieces, *after]
       # The factor between the stages keeps XLA from making one of the two.
-      parts = reduce([xp.reshape(t, cut) for t in tensors], first + 1)
-      whole = reduce([t / 2 for t in parts], first)
+      parts = _sums([xp.reshape(t, cut) for t in tensors], first + 1)
+      whole = _sums([t / 2 for t in parts], first)
       kept = [*before, *[1] * len(size), *after]
       return [xp.reshape(t * 2, kept) for t in whole]
-  return reduce(tensors, axes)
+  return _sums(tensors, axes)
 
 
-def _extreme(reduce: Callable, t: xp.Array, axes: Sequence[int]) -> xp.Array:
-  def of_one(tensors, axes):
-    return [reduce(tensors[0], axes, keepdims=True)]
-
-  return _staged(of_one, [t], axes)[0]
-
-
-SUMS = Sums(
-  add_up=functools.partial(_staged, _sums), extreme=_extreme, opaque=xla.opaque
-)
+SUMS = Sums(add_up=_add_up, opaque=xla.opaque)
 
 
 def lay_out(layout: Layout) -> Layout:

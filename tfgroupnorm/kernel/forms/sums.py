@@ -13,10 +13,6 @@ def add_up(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
   return [xp.sum(t, axes, keepdims=True) for t in tensors]
 
 
-def extreme(reduce: Callable, t: xp.Array, axes: Sequence[int]) -> xp.Array:
-  return reduce(t, axes, keepdims=True)
-
-
 def as_it_is(t: xp.Array) -> xp.Array:
   return t
 
@@ -30,14 +26,12 @@ class Sums:
   Attributes:
     add_up: (tensors, axes) -> sums with the axes kept. One tensor or two, which
       a platform may add up together.
-    extreme: (`xp.min` or `xp.max`, t, axes) -> that, with the axes kept.
     opaque: t -> t, which the compiler does not see to be the same.
     broadcasts: Whether gamma and beta on the last axes of x may come without
       the axes before these.
   """
 
   add_up: Callable[[Sequence[xp.Array], Sequence[int]], Any] = add_up
-  extreme: Callable[[Callable, xp.Array, Sequence[int]], xp.Array] = extreme
   opaque: Callable[[xp.Array], xp.Array] = as_it_is
   broadcasts: bool = False
 
