@@ -1,6 +1,7 @@
 """No case costs more than `budgets.json` allows, by the compilers' count.
 
-What those of Keras cost is in `results/`: the compilers are pinned.
+What Keras' norms cost is read from `results/`: it changes only with the pinned
+compilers and Keras.
 """
 
 import json

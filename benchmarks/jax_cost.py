@@ -8,9 +8,8 @@ As `xla_cost.py`, with its cases, compilers and counts, for the StableHLO that
 JAX makes: our functions, the layers of Keras on JAX, and flax, which has no
 masks and wants the channels last. Blocks are counted with these norms and with
 nothing in their place, and whole networks with ours and those of Keras.
-`jax_cost_test.py` holds ours to the budgets that
-TensorFlow's programs have, and to a tighter one where JAX has what TensorFlow
-has not.
+`jax_cost_test.py` holds ours to the budgets that TensorFlow's programs have,
+and to a tighter one where JAX has what TensorFlow has not.
 """
 
 from __future__ import annotations
@@ -110,23 +109,23 @@ def write_network(
   name: str, owner: str, policy: str, platform: str, path: str
 ) -> None:
   """As `networks.write_stablehlo`."""
-  for _, lower in _lowered([platform]):
-    import jax
+  ((_, lower),) = _lowered([platform])
+  import jax
 
-    model, shape, dtype = networks.full_model(name, owner, policy)
+  model, shape, dtype = networks.full_model(name, owner, policy)
 
-    def step(weights, rest, x, model=model):
-      def loss(weights):
-        return networks.loss_of(model, x, weights, rest)
+  def step(weights, rest, x):
+    def loss(weights):
+      return networks.loss_of(model, x, weights, rest)
 
-      return jax.value_and_grad(loss)(weights)
+    return jax.value_and_grad(loss)(weights)
 
-    weights, rest = (
-      [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in variables]
-      for variables in (model.trainable_weights, model.non_trainable_weights)
-    )
-    x = jax.ShapeDtypeStruct(shape, dtype)
-    c.write(lower(step, (weights, rest, x)), pathlib.Path(path))
+  weights, rest = (
+    [jax.ShapeDtypeStruct(w.shape, w.dtype) for w in variables]
+    for variables in (model.trainable_weights, model.non_trainable_weights)
+  )
+  x = jax.ShapeDtypeStruct(shape, dtype)
+  c.write(lower(step, (weights, rest, x)), pathlib.Path(path))
 
 
 def write_blocks(

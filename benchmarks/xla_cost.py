@@ -43,7 +43,7 @@ TARGETS = flags.DEFINE_list(
 CASES = flags.DEFINE_string('cases', '', 'Only cases with this in their name.')
 BLOCKS = flags.DEFINE_bool('blocks', False, 'Norms in blocks, not alone.')
 WHOLE = flags.DEFINE_bool('whole', False, 'Whole networks; takes minutes.')
-WRITE = flags.DEFINE_bool('write', False, 'Write results/xla_cost.json.')
+WRITE = flags.DEFINE_bool('write', False, 'Write the counts into results/.')
 KEEP = flags.DEFINE_string('keep', '', 'Folder for StableHLO and HLO files.')
 
 _BIG = [
@@ -200,11 +200,13 @@ class Compiler:
     return cost, hlo
 
 
-# What does more with a tensor than to compute something of each element.
-_MOVES = frozenset(
+# What computes something of each element, or leaves all as they are.
+_OF_EACH = frozenset(
   (
-    'broadcast concatenate dot dynamic-slice dynamic-update-slice gather pad '
-    'reduce reduce-window reshape reverse scatter slice transpose tuple'
+    'abs add and bitcast cbrt ceil clamp compare complex convert copy cosine '
+    'divide erf exponential exponential-minus-one floor imag is-finite log '
+    'log-plus-one logistic maximum minimum multiply negate not or power real '
+    'round-nearest-even rsqrt select sign sine sqrt subtract tanh xor'
   ).split()
 )
 
@@ -214,8 +216,8 @@ def _not_read(hlo: str) -> int:
 
   XLA's count knows that a gather or a slice reads what it returns. But of an
   operand of one that it has fused it counts all, once: of a gather always, of a
-  slice where the operand has another shape before the kernel, or where it is
-  one of something that is computed of the operand.
+  slice where the operand has another shape before the kernel, or where the
+  slice is of something that is computed of the operand.
   """
   result = 0
   fused = set(re.findall(r' fusion\(.*calls=%([^\s,]+)', hlo))
@@ -230,22 +232,18 @@ def _not_read(hlo: str) -> int:
       for i, operand in enumerate(re.findall(r'%([^\s,]+)', operands)):
         users[operand].append((op, i))
     for parameter in (op for op, kind in kinds.items() if kind == 'parameter'):
-      readers, parts = users[parameter], {'gather'}
-      passed = set()
-      while through := [
-        op
-        for op, _ in readers
-        if kinds[op] not in _MOVES and users[op] and op not in passed
-      ]:
+      readers, parts, passed = users[parameter], {'gather'}, set()
+      while through := {
+        op for op, _ in readers if kinds[op] in _OF_EACH and users[op]
+      }:
         parts = {'gather', 'slice'}
-        passed.update(through)
-        readers = [r for r in readers if r[0] not in passed]
-        readers += [r for op in through for r in users[op]]
+        passed |= through
+        readers = [*readers, *(r for op in through for r in users[op])]
         readers = [r for r in dict.fromkeys(readers) if r[0] not in passed]
       if readers and all(kinds[op] in parts and not i for op, i in readers):
-        share = sum(_elements(shapes[op]) for op, _ in readers)
-        share /= _elements(shapes[parameter])
-        result += round(_bytes(shapes[parameter]) * max(1 - share, 0))
+        read = sum(_elements(shapes[op]) for op, _ in readers)
+        part = read / _elements(shapes[parameter])
+        result += round(_bytes(shapes[parameter]) * max(1 - part, 0))
   return result
 
 
@@ -451,7 +449,7 @@ def result_of(case, target, name, owner, cost) -> dict:
 
 
 def written(name: str) -> dict[tuple[str, str, str, str], Cost]:
-  """What `write` wrote: {(target, case or block, pass, owner): cost}."""
+  """What was written of norms: {(target, case or block, pass, owner): cost}."""
   costs = {}
   fields = [field.name for field in dataclasses.fields(Cost)]
   for row in json.loads((HERE / 'results' / name).read_text()):

@@ -463,7 +463,7 @@ def test_costs_under_two_percent(monkeypatch, record, told, minutes):
   """By default, after a minute, for less than which no share is promised.
 
   Whether Keras is told how many steps there are, or not, and with records that
-  take as long as half a step, 3 and 10.
+  take as long as half a step, 3 steps and 10.
   """
   clock, step, setup = Clock(), 0.002, 0.3
   monkeypatch.setattr(callbacks, 'time', clock)

@@ -6,11 +6,12 @@ above all of blocks of networks:
 
   - A long column of a reduction it pads and copies in pieces: more traffic than
     all the rest. Here it is added up in two stages (`SUMS`).
-  - What two reductions want it may write out for both of them, in bfloat16
-    above all: a step of U-Net's block moves 85 T, not 65. One reduction of
-    complex numbers adds up two tensors (`_sums`).
-  - So it does with an x - k that both passes want: for the gradient it is made
-    once more from x (`_Remakes`).
+  - It may write out what two reductions read, above all in bfloat16: a step of
+    a U-Net's block then moves 85 T, not 65. So one reduction of complex numbers
+    adds up two tensors (`_sums`). Not timed: what makes complex numbers XLA may
+    load in smaller pieces.
+  - The same goes for an x - k that both passes read: for the gradient it is
+    made once more from x (`_Remakes`).
   - Several reductions in sequence, each of what the last one left, become one
     kernel that holds a row in registers: 2 T forward, not 4 (`Chain`).
   - What has more axes than a matrix it may transpose between products of
@@ -22,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from tfgroupnorm.kernel import formula, near, orders
 from tfgroupnorm.kernel import layout as layouts
@@ -34,15 +34,12 @@ from tfgroupnorm.kernel.layout import Layout
 from tfgroupnorm.kernel.line import Line
 from tfgroupnorm.kernel.operands import Operands
 
-# Longest column that is added up in one stage.
-_COLUMN = 256
-
-# Longest piece of a column in two stages: it pads and copies columns of 4096,
-# depending on how many there are.
-_PIECE = 800
+# Longest column, or piece of one, that is added up in one stage: it pads and
+# copies columns of 4096, depending on how many there are.
+_COLUMN = 800
 
 
-def _sums(tensors: Sequence[xp.Array], axes: Any) -> list[xp.Array]:
+def _sums(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
   """Of one tensor or two, by one reduction: complex numbers hold two."""
   if len(tensors) == 1:
     return [xp.sum(tensors[0], axes, keepdims=True)]
@@ -58,18 +55,16 @@ def _add_up(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
   first, last = axes[0], axes[-1]
   size = [dims[i] for i in axes]
   column = last < len(dims) - 1 and len(size) == last - first + 1
-  if column and None not in dims:
+  if column and all(isinstance(n, int) for n in dims):
     length = math.prod(size)
-    pieces = next(
-      (n for n in range(2, length) if not length % n and length // n <= _PIECE),
-      1,
-    )
-    if length > _COLUMN and pieces > 1:
+    divisors = (n for n in range(1, length) if not length % n)
+    pieces = next((n for n in divisors if length // n <= _COLUMN), 1)
+    if pieces > 1:
       before, after = dims[:first], dims[last + 1 :]
       cut = [*before, pieces, length // pieces, *after]
       # The factor between the stages keeps XLA from making one of the two.
-      parts = _sums([xp.reshape(t, cut) for t in tensors], first + 1)
-      whole = _sums([t / 2 for t in parts], first)
+      parts = _sums([xp.reshape(t, cut) for t in tensors], [first + 1])
+      whole = _sums([t / 2 for t in parts], [first])
       kept = [*before, *[1] * len(size), *after]
       return [xp.reshape(t * 2, kept) for t in whole]
   return _sums(tensors, axes)
@@ -113,11 +108,7 @@ class AboutZero(_Rows, formula.AboutZero):
 
 
 class OnePass(_Remakes, orders.OnePass):
-  """Both sums at once, and x - k made again where it is wanted."""
-
-  def statistics(self, o: Operands):
-    statistics, _ = super().statistics(o)
-    return statistics, None
+  """Both sums at once, and x - k made again for the gradient."""
 
 
 class Chain(_Rows, orders.TwoPass):
