@@ -321,6 +321,9 @@ def main(_):
     print(f'{name:12}{"paid off":12}{steps}', flush=True)
   if WRITE_NETWORKS.value:
     path = HERE / 'results' / 'networks.json'
+    now = {row['network'] for row in rows}
+    rows += [r for r in json.loads(path.read_text()) if r['network'] not in now]
+    rows.sort(key=lambda row: list(ALL).index(row['network']))
     path.write_text(json.dumps(rows, indent=1) + '\n')
 
 
