@@ -7,9 +7,10 @@ above all of blocks of networks:
   - A long column of a reduction it pads and copies in pieces: more traffic than
     all the rest. Here it is added up in two stages (`SUMS`).
   - It may write out what two reductions read, above all in bfloat16: a step of
-    a U-Net's block then moves 85 T, not 65. So one reduction of complex numbers
-    adds up two tensors (`_sums`). Not timed: what makes complex numbers XLA may
-    load in smaller pieces.
+    a U-Net's block then moves 85 T, not 65. So in the gradient, and with a mask,
+    one reduction of complex numbers adds up two tensors (`_together`). Elsewhere
+    it reads x once for both: there two are better, for what makes complex
+    numbers is loaded in smaller pieces.
   - The same goes for an x - k that both passes read: for the gradient it is
     made once more from x (`_Remakes`).
   - Several reductions in sequence, each of what the last one left, become one
@@ -50,7 +51,9 @@ def _sums(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
   return [xp.real(both), xp.imag(both)]
 
 
-def _add_up(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
+def _together(
+  tensors: Sequence[xp.Array], axes: Sequence[int]
+) -> list[xp.Array]:
   """Sums with the axes kept, in two stages where a column is long."""
   if not axes:
     return list(tensors)
@@ -73,7 +76,12 @@ def _add_up(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
   return _sums(tensors, axes)
 
 
-SUMS = Sums(add_up=_add_up, opaque=xla.opaque)
+def _apart(tensors: Sequence[xp.Array], axes: Sequence[int]) -> list[xp.Array]:
+  return [_together([t], axes)[0] for t in tensors]
+
+
+SUMS = Sums(add_up=_apart, opaque=xla.opaque)
+BACKWARD_SUMS = Sums(add_up=_together, opaque=xla.opaque)
 
 
 def lay_out(layout: Layout) -> Layout:
@@ -113,6 +121,11 @@ class AboutZero(_Rows, formula.AboutZero):
 class OnePass(_Remakes, orders.OnePass):
   """Both sums at once, and x - k made again for the gradient."""
 
+  def mean_and_square(self, o: Operands, d):
+    if o.counted is None:
+      return super().mean_and_square(o, d)
+    return [t / o.channel_size for t in _together([d, d * d], o.axes)]
+
 
 class Chain(_Rows, orders.TwoPass):
   """A row by reductions one after the other, in one kernel.
@@ -136,6 +149,6 @@ class Chain(_Rows, orders.TwoPass):
     k = o.valid(xp.stop_gradient(near.element_and_mean(o, near.part(o))))
     d, size = o.x - k, o.channel_size
     # Divided first: dividing their sums would be one more kernel.
-    means = o.add_up(d / size, d * (d / size))
+    means = _apart([d / size, d * (d / size)], o.axes)
     rest, var = orders.rest_and_variance(*means)
     return (k, rest, xp.rsqrt(var + o.epsilon)), None
