@@ -7,10 +7,10 @@ above all of blocks of networks:
   - A long column of a reduction it pads and copies in pieces: more traffic than
     all the rest. Here it is added up in two stages (`SUMS`).
   - It may write out what two reductions read, above all in bfloat16: a step of
-    a U-Net's block then moves 85 T, not 65. So in the gradient, and with a mask,
-    one reduction of complex numbers adds up two tensors (`_together`). Elsewhere
-    it reads x once for both: there two are better, for what makes complex
-    numbers is loaded in smaller pieces.
+    a U-Net's block then moves 85 T, not 65. So in the gradient, and with a
+    mask, one reduction of complex numbers adds up two tensors (`_together`).
+    Statistics without a mask it takes in one pass anyway, and loads x in larger
+    pieces than what makes complex numbers (`_apart`).
   - The same goes for an x - k that both passes read: for the gradient it is
     made once more from x (`_Remakes`).
   - Several reductions in sequence, each of what the last one left, become one
