@@ -76,9 +76,9 @@ _FORMS: dict[str | None, Platform] = {
   ),
   'GPU': Platform(
     lay_out=gpu.lay_out,
-    about_zero=gpu.AboutZero(gpu.SUMS, gpu.BACKWARD_SUMS),
-    rows=gpu.Chain(gpu.SUMS, gpu.BACKWARD_SUMS),
-    others=gpu.OnePass(gpu.SUMS, gpu.BACKWARD_SUMS),
+    about_zero=gpu.AboutZero(gpu.SUMS),
+    rows=gpu.Chain(gpu.SUMS),
+    others=gpu.OnePass(gpu.SUMS),
   ),
   'CPU': Platform(
     lay_out=layouts.merged,
