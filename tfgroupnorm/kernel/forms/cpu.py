@@ -65,6 +65,18 @@ class TwoPass(orders.TwoPass):
     return xp.max(xp.min(pairs, -1), -1, keepdims=True)
 
 
+class OnePass(orders.OnePass):
+  """Both sums at once. What is made of them XLA:CPU does not make again.
+
+  Where nothing but y is wanted, and not the statistics for a gradient, it would
+  for each element: GroupNorm (16,56,56,256) then took 31 ms, not 5.
+  """
+
+  def combined(self, o: Operands, k, delta, square):
+    k, rest, rstd = super().combined(o, k, delta, square)
+    return k, xla.once(rest), rstd
+
+
 def _add_up(tensors, axes: Sequence[int]) -> list[xp.Array]:
   """Sums with the axes kept, of one tensor or two."""
   if not axes:

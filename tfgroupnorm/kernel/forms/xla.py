@@ -10,16 +10,20 @@ def opaque(t: xp.Array) -> xp.Array:
   return xp.maximum(t, -xp.abs(t))
 
 
+def _zero(t: xp.Array, dtype: xp.DType) -> xp.Array:
+  """0, of which XLA sees only that it is made of `t`."""
+  first = xp.reshape(t, [-1])[:1]
+  return xp.sum(xp.floor(xp.astype(first != 0, dtype) * 0.5))
+
+
 def after(t: xp.Array, other: xp.Array) -> xp.Array:
   """`t`, but not before `other` is there: `t + 0`, by a zero made of `other`.
 
   Keeps XLA from sharing work on `t` between the forward and the backward pass
   of one compiled step, for which it writes a tensor of the size of `t` between
-  them. XLA does not see that the number is always zero.
+  them.
   """
-  first = xp.reshape(other, [-1])[:1]
-  zero = xp.floor(xp.astype(first != 0, t.dtype) * 0.5)
-  return t + xp.sum(zero)
+  return t + _zero(other, t.dtype)
 
 
 def small_after(t: xp.Array, other: xp.Array) -> xp.Array:
@@ -30,3 +34,12 @@ def small_after(t: xp.Array, other: xp.Array) -> xp.Array:
   if xp.barrier is None:
     return after(t, other)
   return xp.barrier((t, other))[0]
+
+
+def once(t: xp.Array) -> xp.Array:
+  """A small `t`, as a result of its own: `t / 1`, by a one made of `t`.
+
+  What is cheap XLA computes again for each element that it is used for, and not
+  a quotient.
+  """
+  return t / (_zero(t, t.dtype) + 1)
