@@ -2,10 +2,10 @@
 
 import re
 
-import forms
-import frameworks
 import numpy as np
 
+import forms
+import frameworks
 import tfgroupnorm
 
 

@@ -246,6 +246,25 @@ def test_forward_over_reverse(case, jit_compile):
 
 @cases.one_of_each
 @cases.compiled_or_plain
+def test_reverse_over_forward(case, jit_compile):
+  """Gradients of what forward mode gives, of tangents too."""
+  arguments, dy, tangents = problem(case, 'float64')
+  tensors_, tangents_ = tensors(arguments), tensors(tangents)
+  with tf.GradientTape() as tape:
+    tape.watch([*tensors_, *tangents_])
+    with tf.autodiff.ForwardAccumulator(tensors_, tangents_) as accumulator:
+      y = case.function(*tensors_, jit_compile=jit_compile)
+    loss = tf.reduce_sum(accumulator.jvp(y) * dy)
+  got = tape.gradient(loss, [*tensors_, *tangents_])
+  wanted = [
+    *reference.second_order(case.reference, arguments, dy, tangents),
+    *reference.vjp(case.reference, arguments, dy),
+  ]
+  check(zeros_for_none(got, [*arguments, *arguments]), wanted, 1e-7)
+
+
+@cases.one_of_each
+@cases.compiled_or_plain
 def test_batch_jacobian(case, jit_compile):
   (x, *parameters), _, _ = problem(case, 'float64')
   x_ = tf.constant(x)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
+import math
+import threading
 import uuid
 import weakref
 from collections.abc import Callable
@@ -12,7 +15,7 @@ import tensorflow as tf
 
 from tfgroupnorm.kernel.passes import backward, forward
 from tfgroupnorm.kernel.spec import Spec
-from tfgroupnorm.kernel.tensorflow.functions import Function
+from tfgroupnorm.kernel.tensorflow.functions import Function, compiled, plain
 
 # --- A gradient of one's own -------------------------------------------------
 
@@ -133,6 +136,8 @@ def _differentiable(run, spec, often, mask, *arguments):
       )
 
     def second_order(*upstream):
+      if _calling.get():
+        raise _ForwardModeError
       results = _backward_of_backward(
         spec, fill(present), only_mask(masks), dy, list(upstream)
       )
@@ -167,6 +172,57 @@ def _differentiable(run, spec, often, mask, *arguments):
 _in_graph = Function(_differentiable)
 
 
+# --- Small eager calls --------------------------------------------------------
+#
+# TensorFlow's own `custom_gradient` costs such a call 0.1 ms and a step 0.4 ms,
+# as much as all else. So they are one compiled function with its gradient, but
+# not beside a `ForwardAccumulator`: there TensorFlow fails to differentiate
+# functions with respect to tangents.
+
+# Up to how many elements: such a step copies x, which takes longer from a
+# million elements on.
+_SMALL = 2**18
+
+# Whether one is being called, and which specs met a `ForwardAccumulator`.
+_calling = contextvars.ContextVar('tfgroupnorm.calling', default=False)
+_forward_mode: set[Spec] = set()
+
+
+class _ForwardModeError(Exception):
+  """There is a `ForwardAccumulator`.
+
+  Nothing public says so, but for it alone TensorFlow wants gradients of
+  gradients before a function has been called.
+  """
+
+
+def _fits_one_function(run: Callable, spec: Spec, x: tf.Tensor) -> bool:
+  return (
+    run is compiled
+    and math.prod(x.shape) <= _SMALL
+    and spec not in _forward_mode
+    # TensorFlow's gradients of functions are not thread-safe at the first call.
+    and threading.current_thread() is threading.main_thread()
+  )
+
+
+def _eagerly_differentiable(run, spec, often, mask, x, *parameters):
+  """`_differentiable`, of an eager call."""
+  arguments = spec, often, mask, x, *parameters
+  if _fits_one_function(run, spec, x):
+    before = _calling.set(True)
+    try:
+      return compiled(_differentiable, plain, *arguments)
+    except _ForwardModeError:
+      _forward_mode.add(spec)
+    finally:
+      _calling.reset(before)
+  return _differentiable(run, *arguments)
+
+
+# --- Anywhere -----------------------------------------------------------------
+
+
 def differentiable(
   run: Callable, spec: Spec, x, gamma, beta, gate, mask, often=None
 ) -> tf.Tensor:
@@ -174,7 +230,6 @@ def differentiable(
 
   If `often` is given, `run(often)` runs the passes.
   """
-  # Eagerly it must not be a function, because TensorFlow's gradients of
-  # functions are not thread-safe at the first call.
-  attach = _differentiable if tf.executing_eagerly() else _in_graph
+  eager = tf.executing_eagerly()
+  attach = _eagerly_differentiable if eager else _in_graph
   return attach(run, spec, often, mask, x, gamma, beta, gate)
