@@ -59,8 +59,13 @@ def forward(o: Operands, order: Order) -> tuple[xp.Array, tuple]:
 def affine(o: Operands, xhat: Line) -> xp.Array:
   """z = gamma * xhat + beta."""
   if o.layout.per_channel:  # Then both are folded into scale and offset.
-    return xhat.affine(o.gamma, o.beta).value
-  return Line(xhat.value, o.gamma, o.beta).value
+    return _for_elements(o, xhat.affine(o.gamma, o.beta)).value
+  return Line(_for_elements(o, xhat).value, o.gamma, o.beta).value
+
+
+def _for_elements(o: Operands, line: Line) -> Line:
+  scale, offset = o.for_elements(line.scale, line.offset)
+  return Line(line.d, scale, offset)
 
 
 def backward(
@@ -235,12 +240,15 @@ def multiplied_out(back: Cotangents, mean, mean_xhat) -> xp.Array:
   `mean` is `None` where no mean was subtracted from x.
   """
   o, xhat, rstd = back.o, back.xhat, back.xhat.scale
+  of_xhat = rstd * rstd * mean_xhat
+  constant = None
+  if mean is not None:
+    offset = xhat.offset
+    constant = rstd * (mean if offset is None else mean + offset * mean_xhat)
   if o.layout.per_channel:  # gamma on the small side.
-    dx = back.dz * o.times_gamma(rstd)
+    dz, of_dz = back.dz, o.times_gamma(rstd)
   else:
-    dx = back.dxhat * rstd
-  dx -= xhat.d * (rstd * rstd * mean_xhat)
-  if mean is None:
-    return dx
-  offset = xhat.offset
-  return dx - rstd * (mean if offset is None else mean + offset * mean_xhat)
+    dz, of_dz = back.dxhat, rstd
+  of_dz, of_xhat, constant = o.for_elements(of_dz, of_xhat, constant)
+  dx = dz * of_dz - xhat.d * of_xhat
+  return dx if constant is None else dx - constant

@@ -139,7 +139,15 @@ def divisor(dims: list[Any], dtype: xp.DType) -> xp.Array:
   return xp.maximum(product, 1)
 
 
-class Alone:
+class Way:
+  """The way from channels to groups, back, and on to the elements of x."""
+
+  def for_elements(self, tensors: list[xp.Array]) -> list[xp.Array]:
+    """Channels, all of one shape, as they are used for each element."""
+    return tensors
+
+
+class Alone(Way):
   """Each channel is a group by itself."""
 
   def mean_of_channels(self, t: xp.Array) -> xp.Array:
@@ -155,7 +163,7 @@ class Alone:
     return s
 
 
-class SideBySide:
+class SideBySide(Way):
   """Groups of adjacent channels.
 
   The big tensor is not reshaped into groups: sums are taken per channel and
@@ -191,9 +199,9 @@ class SideBySide:
     )
 
 
-def groups(layout: Layout) -> Alone | SideBySide:
+def groups(layout: Layout, side_by_side: type[SideBySide] = SideBySide) -> Way:
   """The way from channels to groups and back, in `layout`."""
   if layout.spec.split is None:
     return Alone()
   axis, number = layout.spec.split
-  return SideBySide(axis, number, layout.dims[axis] // number)
+  return side_by_side(axis, number, layout.dims[axis] // number)

@@ -137,6 +137,13 @@ class Operands:
     """Groups -> channels: the result broadcasts with `x`."""
     return self.groups.spread(s)
 
+  def for_elements(self, *tensors: xp.Array | None) -> list[xp.Array | None]:
+    """Channels -> what is multiplied with, or added to, elements."""
+    given = iter(
+      self.groups.for_elements([t for t in tensors if t is not None])
+    )
+    return [None if t is None else next(given) for t in tensors]
+
   # --- gamma and beta ---------------------------------------------------------
 
   def times_gamma(self, t: xp.Array) -> xp.Array:

@@ -84,7 +84,8 @@ _FORMS: dict[str | None, Platform] = {
     lay_out=layouts.merged,
     about_zero=formula.AboutZero(cpu.SUMS),
     rows=cpu.TwoPass(cpu.SUMS),
-    others=cpu.OnePass(cpu.SUMS),
+    others=orders.OnePass(cpu.SUMS),
+    groups=cpu.groups,
   ),
 }
 PLATFORMS = tuple(_FORMS)

@@ -12,11 +12,13 @@ out; and with a k for each group channels need not be brought together first.
 
 from __future__ import annotations
 
+import functools
+
 from tfgroupnorm.kernel import layout as layouts
 from tfgroupnorm.kernel import near, orders
 from tfgroupnorm.kernel.forms.sums import Sums, add_up
 from tfgroupnorm.kernel.framework import xp
-from tfgroupnorm.kernel.layout import Alone, Layout, SideBySide
+from tfgroupnorm.kernel.layout import SideBySide
 from tfgroupnorm.kernel.line import Line
 from tfgroupnorm.kernel.operands import Operands
 
@@ -50,12 +52,7 @@ class _SideBySide(SideBySide):
     return xp.mean(self._apart(t), self.axis + 1)
 
 
-def groups(layout: Layout) -> Alone | SideBySide:
-  """The way from channels to groups and back, by means."""
-  way = layouts.groups(layout)
-  if isinstance(way, SideBySide):
-    return _SideBySide(way.axis, way.groups, way.size)
-  return way
+groups = functools.partial(layouts.groups, side_by_side=_SideBySide)
 
 
 class OnePass(orders.OnePass):
