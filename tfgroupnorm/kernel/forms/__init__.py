@@ -84,7 +84,7 @@ _FORMS: dict[str | None, Platform] = {
     lay_out=layouts.merged,
     about_zero=formula.AboutZero(cpu.SUMS),
     rows=cpu.TwoPass(cpu.SUMS),
-    others=orders.OnePass(cpu.SUMS),
+    others=cpu.OnePass(cpu.SUMS),
     groups=cpu.groups,
   ),
 }

@@ -66,6 +66,17 @@ class TwoPass(orders.TwoPass):
     return xp.max(xp.min(pairs, -1), -1, keepdims=True)
 
 
+class OnePass(orders.OnePass):
+  """Both sums at once."""
+
+  def value_near(self, o: Operands) -> xp.Array:
+    """Made once: XLA:CPU would make k again in the loops of the sums and of y.
+
+    GroupNorm (16,56,56,256) in bfloat16 takes 3.7 ms forward so, and not 5.6.
+    """
+    return xla.once(super().value_near(o))
+
+
 class _SideBySide(layouts.SideBySide):
   def for_elements(self, tensors: list[xp.Array]) -> list[xp.Array]:
     """Made once: XLA:CPU would go from group to channel for each element.
