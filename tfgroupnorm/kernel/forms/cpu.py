@@ -2,12 +2,14 @@
 
 It computes the sum of an expression one number at a time, four times as slowly,
 or writes the expression out; two sums of one tensor are two passes; loops over
-four axes take half as long again as over three. So:
+four axes take half as long again as over three; and what is made of small
+tensors it makes again in each loop that reads it, for each element. So:
 
   - neighbouring axes are made one (`layout.merged`),
   - columns are added up slice to slice, which is elementwise work, and two of
     them as one tensor of complex numbers,
-  - rows are added up by a product with ones.
+  - rows are added up by a product with ones,
+  - and small results are made once (`xla.once`).
 
 Group norm (16,56,56,256) takes 5.9 ms forward so, and 23.8 ms as Keras has it.
 All bounds below are those of a CPU with two cores.

@@ -1,4 +1,4 @@
-"""What keeps XLA from sharing work, on whatever platform."""
+"""What keeps XLA from sharing work, or from doing it again, on any platform."""
 
 from __future__ import annotations
 
