@@ -8,6 +8,13 @@ import tensorflow as tf
 
 import cases
 import reference
+from tfgroupnorm.kernel.tensorflow import gradient
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+  """No `ForwardAccumulator` of another test's has been met."""
+  monkeypatch.setattr(gradient, '_forward_mode', set())
 
 
 def problem(case, dtype):
@@ -241,6 +248,23 @@ def test_forward_over_reverse(case, jit_compile):
     )
   wanted = reference.second_order(case.reference, arguments, dy, tangents)
   got = [accumulator.jvp(g) for g in first]
+  check(zeros_for_none(got, arguments), wanted, 1e-7)
+
+
+@cases.one_of_each
+@pytest.mark.parametrize('persistent', [False, True])
+def test_second_order_of_small_compiled_calls(case, persistent):
+  arguments, dy, tangents = problem(case, 'float64')
+  tensors_ = tensors(arguments)
+  with tf.GradientTape() as outer:
+    outer.watch(tensors_)
+    with tf.GradientTape(persistent=persistent) as inner:
+      inner.watch(tensors_)
+      y = case.function(*tensors_, jit_compile=True)
+      loss = tf.reduce_sum(y * dy)
+    first = inner.gradient(loss, tensors_)
+  got = outer.gradient(first, tensors_, tensors(tangents))
+  wanted = reference.second_order(case.reference, arguments, dy, tangents)
   check(zeros_for_none(got, arguments), wanted, 1e-7)
 
 

@@ -63,7 +63,8 @@ def normalize(
   """Normalizes `x` as `spec` says, with a gradient of any order.
 
   Between forward and backward it keeps its arguments and the statistics of each
-  group, no other tensor of the size of `x`.
+  group, no other tensor of the size of `x`; a small eager call of TensorFlow's
+  that is compiled keeps copies.
 
   Args:
     x: A floating tensor of known rank.

@@ -23,12 +23,13 @@ dy the gradient of the loss with respect to y, and so on,
 
 and without E[dxhat] for RMS.
 
-Below, `o` has all tensors, laid out for each other; E is `o.mean`, and
-`o.spread` brings what belongs to a group back to its channels. xhat is a
-`Line`, d * scale + offset with only d as large as x, so that gamma and beta can
-be folded into small tensors. An `Order` says in which order statistics and
-gradient are computed. The two here are the textbook's; `orders.py` has those
-that keep all digits, `forms/` those of a platform.
+Below, `o` has all tensors, laid out for each other; E is `o.mean`, `o.spread`
+brings what belongs to a group back to its channels, and `o.materialized` has a
+compiler make that once. xhat is a `Line`, d * scale + offset with only d as
+large as x, so that gamma and beta can be folded into small tensors. An `Order`
+says in which order statistics and gradient are computed. The two here are the
+textbook's; `orders.py` has those that keep all digits, `forms/` those of a
+platform.
 
 References:
   - Group Normalization, Wu & He, 2018, https://arxiv.org/abs/1803.08494
@@ -59,13 +60,9 @@ def forward(o: Operands, order: Order) -> tuple[xp.Array, tuple]:
 def affine(o: Operands, xhat: Line) -> xp.Array:
   """z = gamma * xhat + beta."""
   if o.layout.per_channel:  # Then both are folded into scale and offset.
-    return _for_elements(o, xhat.affine(o.gamma, o.beta)).value
-  return Line(_for_elements(o, xhat).value, o.gamma, o.beta).value
-
-
-def _for_elements(o: Operands, line: Line) -> Line:
-  scale, offset = o.for_elements(line.scale, line.offset)
-  return Line(line.d, scale, offset)
+    xhat = xhat.affine(o.gamma, o.beta)
+  z = Line(xhat.d, *o.materialized(xhat.scale, xhat.offset)).value
+  return z if o.layout.per_channel else Line(z, o.gamma, o.beta).value
 
 
 def backward(
@@ -240,15 +237,14 @@ def multiplied_out(back: Cotangents, mean, mean_xhat) -> xp.Array:
   `mean` is `None` where no mean was subtracted from x.
   """
   o, xhat, rstd = back.o, back.xhat, back.xhat.scale
-  of_xhat = rstd * rstd * mean_xhat
-  constant = None
+  constant = mean
   if mean is not None:
     offset = xhat.offset
     constant = rstd * (mean if offset is None else mean + offset * mean_xhat)
-  if o.layout.per_channel:  # gamma on the small side.
-    dz, of_dz = back.dz, o.times_gamma(rstd)
-  else:
-    dz, of_dz = back.dxhat, rstd
-  of_dz, of_xhat, constant = o.for_elements(of_dz, of_xhat, constant)
-  dx = dz * of_dz - xhat.d * of_xhat
+  per_channel = o.layout.per_channel  # Then gamma is on the small side.
+  dz = back.dz if per_channel else back.dxhat
+  of_dz = o.times_gamma(rstd) if per_channel else rstd
+  of_d = rstd * rstd * mean_xhat
+  of_dz, of_d, constant = o.materialized(of_dz, of_d, constant)
+  dx = dz * of_dz - xhat.d * of_d
   return dx if constant is None else dx - constant

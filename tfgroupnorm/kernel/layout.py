@@ -139,15 +139,19 @@ def divisor(dims: list[Any], dtype: xp.DType) -> xp.Array:
   return xp.maximum(product, 1)
 
 
-class Way:
-  """The way from channels to groups, back, and on to the elements of x."""
+class Grouping:
+  """How channels form groups: the way to these, back, and on to elements."""
 
-  def for_elements(self, tensors: list[xp.Array]) -> list[xp.Array]:
-    """Channels, all of one shape, as they are used for each element."""
+  def materialized(self, tensors: list[xp.Array]) -> list[xp.Array]:
+    """Tensors of channels, of one shape, before they meet elements.
+
+    A platform may materialize them, lest its compiler make them again for each
+    element.
+    """
     return tensors
 
 
-class Alone(Way):
+class Alone(Grouping):
   """Each channel is a group by itself."""
 
   def mean_of_channels(self, t: xp.Array) -> xp.Array:
@@ -163,7 +167,7 @@ class Alone(Way):
     return s
 
 
-class SideBySide(Way):
+class SideBySide(Grouping):
   """Groups of adjacent channels.
 
   The big tensor is not reshaped into groups: sums are taken per channel and
@@ -199,7 +203,9 @@ class SideBySide(Way):
     )
 
 
-def groups(layout: Layout, side_by_side: type[SideBySide] = SideBySide) -> Way:
+def groups(
+  layout: Layout, side_by_side: type[SideBySide] = SideBySide
+) -> Grouping:
   """The way from channels to groups and back, in `layout`."""
   if layout.spec.split is None:
     return Alone()

@@ -137,12 +137,11 @@ class Operands:
     """Groups -> channels: the result broadcasts with `x`."""
     return self.groups.spread(s)
 
-  def for_elements(self, *tensors: xp.Array | None) -> list[xp.Array | None]:
-    """Channels -> what is multiplied with, or added to, elements."""
-    given = iter(
-      self.groups.for_elements([t for t in tensors if t is not None])
-    )
-    return [None if t is None else next(given) for t in tensors]
+  def materialized(self, *tensors: xp.Array | None) -> list[xp.Array | None]:
+    """Channels, before they are multiplied with elements or added to them."""
+    given = [t for t in tensors if t is not None]
+    made = iter(self.groups.materialized(given))
+    return [None if t is None else next(made) for t in tensors]
 
   # --- gamma and beta ---------------------------------------------------------
 

@@ -21,7 +21,7 @@ from tfgroupnorm.kernel import near, orders
 from tfgroupnorm.kernel.forms import tpu, xla
 from tfgroupnorm.kernel.formula import Cotangents, Order
 from tfgroupnorm.kernel.framework import xp
-from tfgroupnorm.kernel.layout import Layout, Way
+from tfgroupnorm.kernel.layout import Grouping, Layout
 from tfgroupnorm.kernel.line import Line, scaled
 from tfgroupnorm.kernel.operands import Operands
 from tfgroupnorm.kernel.spec import Spec
@@ -72,7 +72,7 @@ def repeated(spec: Spec, gamma, beta) -> tuple[Spec, Any, Any]:
 # --- Channels <-> groups, by products ----------------------------------------
 
 
-class Lanes(Way):
+class Lanes(Grouping):
   """The way from the features of each head to one number for it, and back."""
 
   def __init__(self, layout: Layout):

@@ -36,10 +36,10 @@ def small_after(t: xp.Array, other: xp.Array) -> xp.Array:
   return xp.barrier((t, other))[0]
 
 
-def once(t: xp.Array) -> xp.Array:
+def materialized(t: xp.Array) -> xp.Array:
   """A small `t`, as a result of its own: `t / 1`, by a one made of `t`.
 
-  What is cheap XLA computes again for each element that it is used for, and not
-  a quotient.
+  XLA:CPU computes what is cheap again for each element that uses it, but not a
+  quotient.
   """
   return t / (_zero(t, t.dtype) + 1)

@@ -137,7 +137,7 @@ def _differentiable(run, spec, often, mask, *arguments):
 
     def second_order(*upstream):
       if _calling.get():
-        raise _ForwardModeError
+        raise _ForwardModeError('A `ForwardAccumulator` is at work.')
       results = _backward_of_backward(
         spec, fill(present), only_mask(masks), dy, list(upstream)
       )
@@ -177,13 +177,14 @@ _in_graph = Function(_differentiable)
 # TensorFlow's own `custom_gradient` costs such a call 0.1 ms and a step 0.4 ms,
 # as much as all else. So they are one compiled function with its gradient, but
 # not beside a `ForwardAccumulator`: there TensorFlow fails to differentiate
-# functions with respect to tangents.
+# functions with respect to tangents ("returned too few gradients").
 
-# Up to how many elements: such a step copies x, which takes longer from a
-# million elements on.
+# Most elements. Between forward and backward such a function keeps a copy of x.
+# On a CPU that costs more than it gains from 2**20 elements on.
 _SMALL = 2**18
 
-# Whether one is being called, and which specs met a `ForwardAccumulator`.
+# Whether such a function is being called; and the specs that have met a
+# `ForwardAccumulator`, which do without for the rest of the process.
 _calling = contextvars.ContextVar('tfgroupnorm.calling', default=False)
 _forward_mode: set[Spec] = set()
 
@@ -192,7 +193,7 @@ class _ForwardModeError(Exception):
   """There is a `ForwardAccumulator`.
 
   Nothing public says so, but for it alone TensorFlow wants gradients of
-  gradients before a function has been called.
+  gradients while a function is being called.
   """
 
 
@@ -201,13 +202,14 @@ def _fits_one_function(run: Callable, spec: Spec, x: tf.Tensor) -> bool:
     run is compiled
     and math.prod(x.shape) <= _SMALL
     and spec not in _forward_mode
+    and not tf.config.functions_run_eagerly()
     # TensorFlow's gradients of functions are not thread-safe at the first call.
     and threading.current_thread() is threading.main_thread()
   )
 
 
 def _eagerly_differentiable(run, spec, often, mask, x, *parameters):
-  """`_differentiable`, of an eager call."""
+  """`_differentiable` of an eager call, compiled as a whole if small."""
   arguments = spec, often, mask, x, *parameters
   if _fits_one_function(run, spec, x):
     before = _calling.set(True)
