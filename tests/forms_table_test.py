@@ -42,16 +42,16 @@ TABLE = """
                   op by op       CPU          GPU            TPU
 rms               AboutZero      AboutZero    gpu.AboutZero  AboutZero
 row               TwoPass        cpu.TwoPass  gpu.Chain      tpu.OnePass
-masked row        plain.OnePass  OnePass      gpu.OnePass    tpu.OnePass
-long row          plain.OnePass  OnePass      gpu.OnePass    tpu.OnePass
+masked row        plain.OnePass  cpu.OnePass  gpu.OnePass    tpu.OnePass
+long row          plain.OnePass  cpu.OnePass  gpu.OnePass    tpu.OnePass
 row of two axes   plain.OnePass  cpu.TwoPass  gpu.Chain      tpu.OnePass
-columns           plain.OnePass  OnePass      gpu.OnePass    tpu.OnePass
-side by side      plain.OnePass  OnePass      gpu.OnePass    tpu.OnePass
+columns           plain.OnePass  cpu.OnePass  gpu.OnePass    tpu.OnePass
+side by side      plain.OnePass  cpu.OnePass  gpu.OnePass    tpu.OnePass
 heads             TwoPass        cpu.TwoPass  gpu.Chain      lanes.OnePass
 rms heads         AboutZero      AboutZero    gpu.AboutZero  lanes.AboutZero
 heads of one      TwoPass        cpu.TwoPass  gpu.Chain      tpu.OnePass
 heads, no length  TwoPass        cpu.TwoPass  gpu.Chain      lanes.OnePass
-row, no length    plain.OnePass  OnePass      gpu.OnePass    tpu.OnePass
+row, no length    plain.OnePass  cpu.OnePass  gpu.OnePass    tpu.OnePass
 """
 ROWS = [re.split('  +', line) for line in TABLE.splitlines()[2:]]
 
