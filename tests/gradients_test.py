@@ -1,6 +1,7 @@
 """Gradients of every order and mode agree with float64."""
 
 import functools
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 import cases
 import reference
+from tfgroupnorm import functional
 from tfgroupnorm.kernel.tensorflow import gradient
 
 
@@ -249,6 +251,31 @@ def test_forward_over_reverse(case, jit_compile):
   wanted = reference.second_order(case.reference, arguments, dy, tangents)
   got = [accumulator.jvp(g) for g in first]
   check(zeros_for_none(got, arguments), wanted, 1e-7)
+
+
+def test_small_eager_calls_do_without_custom_gradient(monkeypatch):
+  """In the main thread, and where no `ForwardAccumulator` has been."""
+  usual, asked = gradient._eagerly, []
+
+  def counted(*args, **options):
+    asked.append(args)
+    return usual(*args, **options)
+
+  monkeypatch.setattr(gradient, '_eagerly', counted)
+
+  def used(rows):
+    asked.clear()
+    functional.layer_norm(tf.ones((rows, 256)), epsilon=0.5, jit_compile=True)
+    return bool(asked)
+
+  assert not used(1) and not used(1024)
+  assert used(1025)
+  with futures.ThreadPoolExecutor(1) as pool:
+    assert pool.submit(used, 1).result()
+  x = tf.ones((2, 256))
+  with tf.autodiff.ForwardAccumulator(x, x):
+    functional.layer_norm(x, epsilon=0.5, jit_compile=True)
+  assert used(1)
 
 
 @cases.one_of_each

@@ -198,6 +198,7 @@ class _ForwardModeError(Exception):
 
 
 def _fits_one_function(run: Callable, spec: Spec, x: tf.Tensor) -> bool:
+  """Whether an eager call is to be one function with its gradient."""
   return (
     run is compiled
     and math.prod(x.shape) <= _SMALL
@@ -222,7 +223,7 @@ def _eagerly_differentiable(run, spec, often, mask, x, *parameters):
   return _differentiable(run, *arguments)
 
 
-# --- Anywhere -----------------------------------------------------------------
+# --- Eagerly or in a graph ----------------------------------------------------
 
 
 def differentiable(
